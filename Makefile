@@ -1,0 +1,90 @@
+# make run: a filesystem at /kos. make test: everything that must hold. make stop: unmount and stop.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+# One target directory, one profile and no RUSTFLAGS for build, test, clippy and CI: RocksDB is compiled once.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/kosfs/target
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+PREFIX ?= /usr/local
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+BIN := $(CARGO_TARGET_DIR)/release
+# sudo drops the environment, and kos reads its defaults from it.
+AS_ROOT := $(SUDO) env $(if $(KOS_MOUNT),KOS_MOUNT="$(KOS_MOUNT)") $(if $(KOS_STATE),KOS_STATE="$(KOS_STATE)")
+KOS := $(AS_ROOT) "$(BIN)/kos"
+
+# To build
+DEPS += build-essential# the linker, and the C++ compiler for RocksDB
+DEPS += clang# bindgen reads RocksDB's headers with it
+DEPS += libclang-dev# the library through which bindgen does
+DEPS += protobuf-compiler# protoc, for the control protocol
+DEPS += pkg-config# finds system libraries for build scripts
+# To run
+DEPS += fuse3# fusermount3, for mounts and unmounts by users
+DEPS += attr# setfattr and getfattr: policies are extended attributes
+DEPS += acl# setfacl and getfacl
+# To test: programs that use the mount as their users would
+TEST_DEPS += sqlite3# databases in both journal modes
+TEST_DEPS += rsync# round trips with links, ACLs and xattrs
+TEST_DEPS += fio# verified random overwrites
+TEST_DEPS += stress-ng# filesystem stressors
+TEST_DEPS += git# clone, gc, fsck
+
+STEP := tools/step.sh
+
+.PHONY: help deps test-deps toolchain build install run stop test soak bench clean
+
+help:
+	@echo "make run     build, start a node here, mount it at /kos and show what it does"
+	@echo "make stop    unmount and stop; the data stays"
+	@echo "make test    everything: format, lints, licences, unit and integration tests, suites"
+	@echo "make build | install | soak | bench | clean"
+
+deps:
+	@tools/deps.sh $(DEPS)
+
+test-deps:
+	@tools/deps.sh $(DEPS) $(TEST_DEPS)
+
+toolchain:
+	@command -v cargo >/dev/null || { echo "make: cargo is missing: install Rust 1.95 (rustup toolchain install 1.95)" >&2; exit 1; }
+
+build: deps toolchain
+	cargo build --release --locked --workspace
+
+install: build
+	$(SUDO) install -D -m 0755 -t "$(PREFIX)/bin" "$(BIN)/kos" "$(BIN)/fabricd"
+
+# Installed as well, so that the commands it ends with are on the PATH.
+run: install
+	@$(KOS) up
+	@$(AS_ROOT) KOS="$(BIN)/kos" tools/demo.sh
+
+# Exit 3 says that nothing was running: what stop is for.
+stop: toolchain
+	@[ -x "$(BIN)/kos" ] || { echo "make: nothing is built, so nothing of it runs"; exit 0; }; \
+	$(KOS) down || { code=$$?; [ "$$code" = 3 ] || exit "$$code"; }
+
+test: test-deps toolchain
+	@$(STEP) begin
+	@$(STEP) format cargo fmt --all --check
+	@$(STEP) build cargo build --release --locked --workspace
+	@$(STEP) clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
+	@if command -v cargo-deny >/dev/null; then $(STEP) deny cargo deny --all-features check bans licenses sources; \
+	else echo "== deny: left out: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	@$(STEP) tests cargo test --release --locked --workspace
+	@if [ -x tests/suites/run.sh ]; then $(STEP) suites tests/suites/run.sh; \
+	else echo "== suites: not built yet (tests/suites/run.sh)"; fi
+	@$(STEP) end
+
+soak: test-deps build
+	@if [ -x tests/suites/run.sh ]; then $(STEP) soak tests/suites/run.sh --long; \
+	else echo "make: the long suites are not built yet (tests/suites/run.sh)" >&2; exit 1; fi
+
+bench: test-deps build
+	@if [ -x benches/run.sh ]; then $(STEP) bench benches/run.sh; \
+	else echo "make: the benchmarks are not built yet (benches/run.sh)" >&2; exit 1; fi
+
+clean: toolchain
+	cargo clean

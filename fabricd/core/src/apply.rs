@@ -1,0 +1,140 @@
+//! One command in, its reply and changes out.
+
+use alloc::vec::Vec;
+
+use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time};
+
+use crate::record::{Inode, State};
+use crate::{Changes, Overlay, Tables, extents, keys, namespace};
+
+/// What a command did.
+#[derive(Debug)]
+pub struct Applied {
+    /// The answer to whoever proposed it.
+    pub reply: Reply,
+    /// What to write, all at once.
+    pub changes: Changes,
+    /// What the daemon is to do afterwards.
+    pub effects: Vec<Effect>,
+}
+
+/// Work that follows from a command.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// The stripe is dead: free its bytes after the grace period.
+    Free(StripeId),
+}
+
+/// A command in progress: the tables as it leaves them, and its surroundings.
+pub(crate) struct Txn<'a, T> {
+    pub(crate) tables: Overlay<'a, T>,
+    pub(crate) state: State,
+    pub(crate) now: Time,
+    pub(crate) effects: Vec<Effect>,
+}
+
+impl<T: Tables> Txn<'_, T> {
+    pub(crate) const fn seq(&self) -> Seq {
+        self.state.seq
+    }
+
+    pub(crate) fn inode(&self, ino: Ino) -> Result<Inode> {
+        crate::read::inode(&self.tables, ino)
+    }
+
+    /// A directory that still has a name, so that entries may be added to it.
+    pub(crate) fn live_dir(&self, ino: Ino) -> Result<Inode> {
+        let dir = self.inode(ino)?;
+        if dir.attr.kind != FileKind::Dir {
+            return Err(Error::new(Kind::NotDir, "parent"));
+        }
+        if dir.attr.nlink == 0 {
+            return Err(Error::new(Kind::NotFound, "parent: removed"));
+        }
+        Ok(dir)
+    }
+
+    pub(crate) fn put_inode(&mut self, mut inode: Inode) -> Attr {
+        inode.birth = self.seq();
+        self.tables.put(keys::inode(inode.attr.ino), inode.encode());
+        inode.attr
+    }
+}
+
+/// Run `command` on `tables`. On an error nothing is to be written.
+///
+/// # Errors
+/// As the operation's reply says; `Io` when the tables cannot be read.
+pub fn apply<T: Tables>(tables: &T, command: &Command) -> Result<Applied> {
+    let mut state = match tables.get(keys::STATE)? {
+        Some(bytes) => State::decode(&bytes)?,
+        None => return Err(Error::new(Kind::Io, "apply: tables not initialised")),
+    };
+    state.seq.0 += 1;
+    let mut txn = Txn { tables: Overlay::new(tables), state, now: command.now, effects: Vec::new() };
+    let reply = run(&mut txn, &command.op)?;
+    let state = txn.state.encode();
+    txn.tables.put(keys::STATE.to_vec(), state);
+    Ok(Applied { reply, changes: txn.tables.into_changes(), effects: txn.effects })
+}
+
+fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
+    match op {
+        Op::Create { parent, name, kind, mode, cred, rdev, target } => {
+            let new = namespace::New { kind: *kind, mode: *mode, cred: *cred, rdev: *rdev, target };
+            namespace::create(txn, *parent, name, new).map(Reply::Attr)
+        }
+        Op::Link { ino, parent, name } => namespace::link(txn, *ino, *parent, name).map(Reply::Attr),
+        Op::Unlink { parent, name } => namespace::unlink(txn, *parent, name).map(Reply::Unlinked),
+        Op::Rmdir { parent, name } => namespace::rmdir(txn, *parent, name).map(Reply::Unlinked),
+        Op::Rename { parent, name, new_parent, new_name, mode } => {
+            namespace::rename(txn, (*parent, name), (*new_parent, new_name), *mode)
+        }
+        Op::SetAttr { ino, set } => namespace::set_attr(txn, *ino, set).map(Reply::Attr),
+        Op::SetXattr { ino, name, value, mode } => {
+            namespace::set_xattr(txn, *ino, name, value, *mode).map(|()| Reply::Done)
+        }
+        Op::RemoveXattr { ino, name } => namespace::remove_xattr(txn, *ino, name).map(|()| Reply::Done),
+        Op::Commit { ino, stripes, extents, size_min, mtime } => {
+            extents::commit(txn, *ino, stripes, extents, (*size_min, *mtime)).map(Reply::Attr)
+        }
+        Op::Punch { ino, off, len } => extents::punch(txn, *ino, *off, *len).map(Reply::Attr),
+        Op::Clone { from, from_off, to, to_off, len } => {
+            extents::clone(txn, (*from, *from_off), (*to, *to_off), *len).map(Reply::Attr)
+        }
+        Op::Reap { ino } => namespace::reap(txn, *ino).map(|()| Reply::Done),
+        Op::OpenBatch => {
+            txn.state.batch += 1;
+            Ok(Reply::Batch(txn.state.batch))
+        }
+        Op::Collected { stripes } => {
+            for &(since, id) in stripes {
+                txn.tables.delete(keys::garbage(since, id));
+            }
+            Ok(Reply::Done)
+        }
+    }
+}
+
+/// The tables of a new filesystem: the counters and an empty root that everyone may use, as /tmp.
+#[must_use]
+pub fn initialise(now: Time) -> Changes {
+    let attr = Attr {
+        ino: ROOT,
+        kind: FileKind::Dir,
+        mode: 0o1777,
+        nlink: 2,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        size: 0,
+        bytes: 0,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        btime: now,
+    };
+    let root = Inode { birth: Seq(0), attr, target: Vec::new() };
+    let state = State { seq: Seq(0), batch: 0, inodes: 1 };
+    Changes::from([(keys::STATE.to_vec(), Some(state.encode())), (keys::inode(ROOT), Some(root.encode()))])
+}

@@ -1,0 +1,202 @@
+//! What a file's ranges point at: commits, holes and clones, and the stripes' reference counts.
+
+use alloc::vec::Vec;
+
+use kos_types::limits::FILE_BYTES_MAX;
+use kos_types::{Attr, Error, ExtentPut, FileKind, Ino, Kind, Policy, Result, StripeId, Time};
+
+use crate::apply::{Effect, Txn};
+use crate::record::{ExtentRecord, Inode, Stripe};
+use crate::{Tables, keys, read};
+
+/// Extents taken from the tables at once, so that a long file does not fill the memory.
+const SCAN: usize = 1024;
+
+fn file<T: Tables>(txn: &Txn<'_, T>, ino: Ino) -> Result<Inode> {
+    let inode = txn.inode(ino)?;
+    match inode.attr.kind {
+        FileKind::File => Ok(inode),
+        FileKind::Dir => Err(Error::new(Kind::IsDir, "data of a directory")),
+        _ => Err(Error::new(Kind::Invalid, "data of a special file")),
+    }
+}
+
+fn end_of(off: u64, len: u64) -> Result<u64> {
+    match off.checked_add(len) {
+        Some(end) if end <= FILE_BYTES_MAX => Ok(end),
+        _ => Err(Error::new(Kind::TooLarge, "range: beyond the largest file")),
+    }
+}
+
+pub(crate) fn commit<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    ino: Ino,
+    stripes: &[(StripeId, Policy, u64)],
+    extents: &[ExtentPut],
+    (size_min, mtime): (u64, Option<Time>),
+) -> Result<Attr> {
+    let mut inode = file(txn, ino)?;
+    if size_min > FILE_BYTES_MAX {
+        return Err(Error::new(Kind::TooLarge, "commit: size"));
+    }
+    for &(id, policy, len) in stripes {
+        // A closed batch's unnamed ids are garbage already: their bytes may be gone. The one
+        // before the newest stays open for what was written when that one was used up.
+        if !(txn.state.batch.saturating_sub(1)..=txn.state.batch).contains(&id.batch()) {
+            return Err(Error::new(Kind::Stale, "commit: stripe of a closed batch"));
+        }
+        if txn.tables.get(&keys::stripe(id))?.is_some() {
+            return Err(Error::new(Kind::Invalid, "commit: stripe committed before"));
+        }
+        put_stripe(txn, id, Stripe { birth: txn.seq(), refs: 0, policy, len });
+    }
+    for put in extents {
+        let end = end_of(put.off, put.len)?;
+        let stripe = stripe(txn, put.stripe)?;
+        if put.len == 0 || put.at.checked_add(put.len).is_none_or(|e| e > stripe.len) {
+            return Err(Error::new(Kind::Invalid, "commit: extent outside its stripe"));
+        }
+        // The new reference first, or the cut could free the stripe it points at.
+        add_ref(txn, put.stripe)?;
+        inode.attr.bytes -= cut(txn, ino, put.off, end)?;
+        let record = ExtentRecord { birth: txn.seq(), len: put.len, stripe: put.stripe, at: put.at };
+        txn.tables.put(keys::extent(ino, put.off), record.encode());
+        inode.attr.bytes += put.len;
+    }
+    for &(id, ..) in stripes {
+        // Not named by any extent, or named and overwritten by this same commit.
+        if read::stripe(&txn.tables, id)?.is_some_and(|s| s.refs == 0) {
+            return Err(Error::new(Kind::Invalid, "commit: stripe without an extent"));
+        }
+    }
+    inode.attr.size = inode.attr.size.max(size_min);
+    if let Some(mtime) = mtime {
+        inode.attr.mtime = mtime;
+        inode.attr.ctime = txn.now;
+    }
+    Ok(txn.put_inode(inode))
+}
+
+pub(crate) fn punch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, len: u64) -> Result<Attr> {
+    let mut inode = file(txn, ino)?;
+    let end = end_of(off, len)?;
+    inode.attr.bytes -= cut(txn, ino, off, end)?;
+    inode.attr.mtime = txn.now;
+    inode.attr.ctime = txn.now;
+    Ok(txn.put_inode(inode))
+}
+
+pub(crate) fn clone<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    (from, from_off): (Ino, u64),
+    (to, to_off): (Ino, u64),
+    len: u64,
+) -> Result<Attr> {
+    let source = file(txn, from)?;
+    let mut inode = file(txn, to)?;
+    let from_end = end_of(from_off, len)?;
+    let to_end = end_of(to_off, len)?;
+    if from_end > source.attr.size {
+        return Err(Error::new(Kind::Invalid, "clone: beyond the end of the source"));
+    }
+    if from == to && from_off < to_end && to_off < from_end {
+        return Err(Error::new(Kind::Invalid, "clone: ranges overlap"));
+    }
+    inode.attr.bytes -= cut(txn, to, to_off, to_end)?;
+    let mut next = from_off;
+    loop {
+        let found = overlapping(txn, from, next, from_end)?;
+        let Some(&(off, last)) = found.last() else { break };
+        next = off + last.len;
+        for (off, record) in found {
+            let start = off.max(from_off);
+            let len = (off + record.len).min(from_end) - start;
+            let record =
+                ExtentRecord { birth: txn.seq(), len, stripe: record.stripe, at: record.at + (start - off) };
+            add_ref(txn, record.stripe)?;
+            txn.tables.put(keys::extent(to, to_off + (start - from_off)), record.encode());
+            inode.attr.bytes += len;
+        }
+    }
+    inode.attr.size = inode.attr.size.max(to_end);
+    inode.attr.mtime = txn.now;
+    inode.attr.ctime = txn.now;
+    Ok(txn.put_inode(inode))
+}
+
+/// Take `off..end` of a file away, splitting the extents at its ends. Answers the bytes that
+/// were mapped there.
+pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64) -> Result<u64> {
+    let mut gone = 0;
+    loop {
+        let found = overlapping(txn, ino, off, end)?;
+        if found.is_empty() {
+            return Ok(gone);
+        }
+        for (start, record) in found {
+            let stop = start + record.len;
+            gone += stop.min(end) - start.max(off);
+            let (keeps_left, keeps_right) = (start < off, stop > end);
+            if keeps_left {
+                let left = ExtentRecord { birth: txn.seq(), len: off - start, ..record };
+                txn.tables.put(keys::extent(ino, start), left.encode());
+            } else {
+                txn.tables.delete(keys::extent(ino, start));
+            }
+            if keeps_right {
+                let right = ExtentRecord {
+                    birth: txn.seq(),
+                    len: stop - end,
+                    stripe: record.stripe,
+                    at: record.at + (end - start),
+                };
+                txn.tables.put(keys::extent(ino, end), right.encode());
+            }
+            match (keeps_left, keeps_right) {
+                (true, true) => add_ref(txn, record.stripe)?,
+                (false, false) => drop_ref(txn, record.stripe)?,
+                _ => (),
+            }
+        }
+    }
+}
+
+/// At most [`SCAN`] extents that share a byte with `off..end`, in order.
+fn overlapping<T: Tables>(
+    txn: &Txn<'_, T>,
+    ino: Ino,
+    off: u64,
+    end: u64,
+) -> Result<Vec<(u64, ExtentRecord)>> {
+    read::overlapping(&txn.tables, ino, off, end, SCAN)
+}
+
+fn stripe<T: Tables>(txn: &Txn<'_, T>, id: StripeId) -> Result<Stripe> {
+    read::stripe(&txn.tables, id)?.ok_or_else(|| Error::new(Kind::Stale, "stripe: gone"))
+}
+
+fn put_stripe<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId, stripe: Stripe) {
+    txn.tables.put(keys::stripe(id), stripe.encode());
+}
+
+fn add_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
+    let mut record = stripe(txn, id)?;
+    record.refs = record.refs.checked_add(1).ok_or_else(|| Error::new(Kind::Busy, "stripe: references"))?;
+    put_stripe(txn, id, record);
+    Ok(())
+}
+
+fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
+    let mut record = stripe(txn, id)?;
+    record.refs -= 1;
+    if record.refs > 0 {
+        put_stripe(txn, id, record);
+        return Ok(());
+    }
+    txn.tables.delete(keys::stripe(id));
+    // Before 1970 counts as 1970: the bytes only go later.
+    let since = u64::try_from(txn.now.secs).unwrap_or(0);
+    txn.tables.put(keys::garbage(since, id), record.encode());
+    txn.effects.push(Effect::Free(id));
+    Ok(())
+}

@@ -1,0 +1,113 @@
+//! The key of every record: a letter for the table, then big-endian fields.
+
+use alloc::vec::Vec;
+
+use kos_types::{Ino, StripeId};
+
+/// The state machine's own counters.
+pub const STATE: &[u8] = b"M";
+
+fn key(table: u8, fields: &[u64], tail: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + fields.len() * 8 + tail.len());
+    out.push(table);
+    for field in fields {
+        out.extend_from_slice(&field.to_be_bytes());
+    }
+    out.extend_from_slice(tail);
+    out
+}
+
+/// The first key after all that begin with `prefix`.
+#[must_use]
+pub fn end_of(prefix: &[u8]) -> Vec<u8> {
+    let mut out = prefix.to_vec();
+    while let Some(byte) = out.pop() {
+        if byte != 0xff {
+            out.push(byte + 1);
+            break;
+        }
+    }
+    out
+}
+
+/// `I|ino`: inode.
+#[must_use]
+pub fn inode(ino: Ino) -> Vec<u8> {
+    key(b'I', &[ino.0], &[])
+}
+
+/// `D|parent|name`: dentry.
+#[must_use]
+pub fn dentry(parent: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'D', &[parent.0], name)
+}
+
+/// `L|parent|cookie`: the name listed at that position.
+#[must_use]
+pub fn listing(parent: Ino, cookie: u64) -> Vec<u8> {
+    key(b'L', &[parent.0, cookie], &[])
+}
+
+/// All of `L|dir`.
+#[must_use]
+pub fn listings(dir: Ino) -> Vec<u8> {
+    key(b'L', &[dir.0], &[])
+}
+
+/// `P|ino|parent|name`: back link.
+#[must_use]
+pub fn back_link(ino: Ino, parent: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'P', &[ino.0, parent.0], name)
+}
+
+/// All of `P|ino`.
+#[must_use]
+pub fn back_links(ino: Ino) -> Vec<u8> {
+    key(b'P', &[ino.0], &[])
+}
+
+/// `E|ino|off`: extent.
+#[must_use]
+pub fn extent(ino: Ino, off: u64) -> Vec<u8> {
+    key(b'E', &[ino.0, off], &[])
+}
+
+/// `X|ino|name`: extended attribute.
+#[must_use]
+pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
+    key(b'X', &[ino.0], name)
+}
+
+/// All of `X|ino`.
+#[must_use]
+pub fn xattrs(ino: Ino) -> Vec<u8> {
+    key(b'X', &[ino.0], &[])
+}
+
+/// `S|stripe`: stripe.
+#[must_use]
+pub fn stripe(id: StripeId) -> Vec<u8> {
+    key(b'S', &[id.0], &[])
+}
+
+/// `O|ino`: orphan, an inode without a name that may still be open.
+#[must_use]
+pub fn orphan(ino: Ino) -> Vec<u8> {
+    key(b'O', &[ino.0], &[])
+}
+
+/// `G|time|stripe`: a dead stripe and since when, in seconds.
+#[must_use]
+pub fn garbage(secs: u64, id: StripeId) -> Vec<u8> {
+    key(b'G', &[secs, id.0], &[])
+}
+
+/// The big-endian u64 at `at` of a key.
+#[must_use]
+pub fn field(key: &[u8], at: usize) -> u64 {
+    let mut bytes = [0; 8];
+    if let Some(slice) = key.get(at..at + 8) {
+        bytes.copy_from_slice(slice);
+    }
+    u64::from_be_bytes(bytes)
+}

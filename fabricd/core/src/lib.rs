@@ -1,0 +1,16 @@
+//! Decisions: a deterministic state machine over ordered tables. It owns what every command means
+//! and what every read answers; it has no clock, thread, socket, file or randomness.
+#![no_std]
+extern crate alloc;
+
+mod apply;
+mod extents;
+pub mod keys;
+mod namespace;
+pub mod policy;
+pub mod read;
+pub mod record;
+mod tables;
+
+pub use apply::{Applied, Effect, apply, initialise};
+pub use tables::{Changes, MemTables, Overlay, Pair, Tables};

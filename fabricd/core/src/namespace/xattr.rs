@@ -1,0 +1,45 @@
+use kos_types::{Error, Ino, Kind, Result, XattrMode, limits};
+
+use crate::apply::Txn;
+use crate::{Tables, keys, policy, read};
+
+pub(crate) fn set_xattr<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    ino: Ino,
+    name: &[u8],
+    value: &[u8],
+    mode: XattrMode,
+) -> Result<()> {
+    if name.is_empty() || name.len() > limits::XATTR_NAME_BYTES_MAX {
+        return Err(Error::new(Kind::Range, "xattr: name of 1 to 255 bytes"));
+    }
+    if value.len() > limits::XATTR_VALUE_BYTES_MAX {
+        return Err(Error::new(Kind::Range, "xattr: value of more than 64 KiB"));
+    }
+    policy::check(name, value)?;
+    let key = keys::xattr(ino, name);
+    let exists = txn.tables.get(&key)?.is_some();
+    match mode {
+        XattrMode::Create if exists => return Err(Error::new(Kind::Exists, "xattr")),
+        XattrMode::Replace if !exists => return Err(Error::new(Kind::NoAttr, "xattr")),
+        _ => (),
+    }
+    if !exists && read::xattrs(&txn.tables, ino)?.len() >= limits::XATTRS_MAX {
+        return Err(Error::new(Kind::NoSpace, "xattr: too many on one inode"));
+    }
+    txn.tables.put(key, value.to_vec());
+    touch(txn, ino)
+}
+
+pub(crate) fn remove_xattr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, name: &[u8]) -> Result<()> {
+    read::xattr(&txn.tables, ino, name)?;
+    txn.tables.delete(keys::xattr(ino, name));
+    touch(txn, ino)
+}
+
+fn touch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino) -> Result<()> {
+    let mut inode = txn.inode(ino)?;
+    inode.attr.ctime = txn.now;
+    txn.put_inode(inode);
+    Ok(())
+}

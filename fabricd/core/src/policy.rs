@@ -1,0 +1,73 @@
+//! The `user.kos.*` extended attributes: what they may say, and what is in force for an inode.
+
+use alloc::format;
+
+use kos_types::{Class, Error, Geometry, Ino, Kind, Policy, ROOT, Result};
+
+use crate::{Tables, keys, read};
+
+/// The attribute that names the durability class.
+pub const DURABILITY: &[u8] = b"user.kos.durability";
+/// The attribute that names the geometry.
+pub const EC: &[u8] = b"user.kos.ec";
+const PREFIX: &[u8] = b"user.kos.";
+/// Directories above an inode: PATH_MAX bytes hold no more.
+const DEPTH_MAX: usize = 4096;
+
+fn class(value: &[u8]) -> Result<Class> {
+    match value {
+        b"disk" => Ok(Class::Disk),
+        b"memory" => Ok(Class::Memory),
+        b"scratch" => Ok(Class::Scratch),
+        _ => Err(Error::new(Kind::Invalid, "user.kos.durability: disk, memory or scratch")),
+    }
+}
+
+fn geometry(value: &[u8]) -> Result<Geometry> {
+    let bad = || Error::new(Kind::Invalid, "user.kos.ec: k+m, as 4+2");
+    let text = core::str::from_utf8(value).map_err(|_| bad())?;
+    let (k, m) = text.split_once('+').ok_or_else(bad)?;
+    Geometry::new(k.parse().map_err(|_| bad())?, m.parse().map_err(|_| bad())?)
+}
+
+/// # Errors
+/// `Invalid` for an unknown `user.kos.` name or a bad value of a known one.
+pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
+    match name {
+        DURABILITY => class(value).map(drop),
+        EC => geometry(value).map(drop),
+        _ if name.starts_with(PREFIX) => Err(Error::new(
+            Kind::Invalid,
+            format!("{}: unknown", alloc::string::String::from_utf8_lossy(name)),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// What new stripes of `ino` are written with: its own attributes, else its nearest ancestor's.
+///
+/// # Errors
+/// `Io` when the tables cannot be read.
+pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
+    let (mut found_class, mut found_geometry, mut at) = (None, None, ino);
+    for _ in 0..DEPTH_MAX {
+        if found_class.is_none() {
+            found_class = tables.get(&keys::xattr(at, DURABILITY))?.map(|v| class(&v)).transpose()?;
+        }
+        if found_geometry.is_none() {
+            found_geometry = tables.get(&keys::xattr(at, EC))?.map(|v| geometry(&v)).transpose()?;
+        }
+        if at == ROOT || (found_class.is_some() && found_geometry.is_some()) {
+            break;
+        }
+        let Some(up) = read::any_parent(tables, at)? else { break };
+        at = up;
+    }
+    let class = found_class.unwrap_or_default();
+    let geometry = found_geometry.unwrap_or(Geometry::DEFAULT);
+    let geometry = match class {
+        Class::Scratch => Geometry::new(u8::try_from(geometry.k()).unwrap_or(1), 0)?,
+        Class::Disk | Class::Memory => geometry,
+    };
+    Ok(Policy { class, geometry })
+}

@@ -1,0 +1,239 @@
+//! Every read of the tables, for front ends, the daemon and the state machine itself.
+
+use alloc::vec::Vec;
+
+use kos_types::{
+    Attr, Dirent, Error, Extent, ExtentMap, FileKind, Ino, Kind, Result, Source, StripeId, limits,
+};
+
+use crate::record::{Dentry, ExtentRecord, Inode, State, Stripe};
+use crate::{Tables, keys};
+
+/// Records taken from the tables at once by the listings that answer everything.
+const SCAN: usize = 1024;
+
+/// The counters.
+///
+/// # Errors
+/// `Io` when the tables cannot be read or were never initialised.
+pub fn state<T: Tables>(tables: &T) -> Result<State> {
+    let bytes = tables.get(keys::STATE)?.ok_or_else(|| Error::new(Kind::Io, "state: none"))?;
+    State::decode(&bytes)
+}
+
+/// # Errors
+/// `Stale` when it is gone.
+pub fn inode<T: Tables>(tables: &T, ino: Ino) -> Result<Inode> {
+    match tables.get(&keys::inode(ino))? {
+        Some(bytes) => Inode::decode(ino, &bytes),
+        None => Err(Error::new(Kind::Stale, "inode: gone")),
+    }
+}
+
+/// # Errors
+/// `Stale`, `NotDir`.
+pub fn dir<T: Tables>(tables: &T, ino: Ino) -> Result<Inode> {
+    let inode = inode(tables, ino)?;
+    if inode.attr.kind != FileKind::Dir {
+        return Err(Error::new(Kind::NotDir, "not a directory"));
+    }
+    Ok(inode)
+}
+
+/// # Errors
+/// `Io`.
+pub fn dentry<T: Tables>(tables: &T, parent: Ino, name: &[u8]) -> Result<Option<Dentry>> {
+    tables.get(&keys::dentry(parent, name))?.map(|bytes| Dentry::decode(&bytes)).transpose()
+}
+
+/// # Errors
+/// `NotFound`, `NotDir`, `NameTooLong`, `Stale`.
+pub fn lookup<T: Tables>(tables: &T, parent: Ino, name: &[u8]) -> Result<Attr> {
+    if name.len() > limits::NAME_BYTES_MAX {
+        return Err(Error::new(Kind::NameTooLong, "lookup"));
+    }
+    match dentry(tables, parent, name)? {
+        Some(found) => Ok(inode(tables, found.ino)?.attr),
+        None => {
+            dir(tables, parent)?;
+            Err(Error::new(Kind::NotFound, "lookup"))
+        }
+    }
+}
+
+/// A directory that holds a name of `ino`; none for the root and for orphans.
+///
+/// # Errors
+/// `Io`.
+pub fn any_parent<T: Tables>(tables: &T, ino: Ino) -> Result<Option<Ino>> {
+    let prefix = keys::back_links(ino);
+    let found = tables.scan(&prefix, &keys::end_of(&prefix), 1)?;
+    Ok(found.first().map(|(key, _)| Ino(keys::field(key, prefix.len()))))
+}
+
+/// The directory that holds a directory; the root holds itself, a removed one too.
+///
+/// # Errors
+/// `Stale`, `NotDir`.
+pub fn parent<T: Tables>(tables: &T, ino: Ino) -> Result<Ino> {
+    dir(tables, ino)?;
+    Ok(any_parent(tables, ino)?.unwrap_or(ino))
+}
+
+/// At most `max` entries behind position `after`, in order.
+///
+/// # Errors
+/// `Stale`, `NotDir`.
+pub fn list<T: Tables>(tables: &T, ino: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
+    dir(tables, ino)?;
+    let Some(from) = after.checked_add(1) else { return Ok(Vec::new()) };
+    let max = max.min(limits::LIST_ENTRIES_MAX);
+    let to = keys::end_of(&keys::listings(ino));
+    let mut out = Vec::new();
+    for (key, value) in tables.scan(&keys::listing(ino, from), &to, max)? {
+        let (target, name) = listed(&value)?;
+        // Reads do not stop the committer: the entry may be gone since the scan.
+        if let Some(bytes) = tables.get(&keys::inode(target))? {
+            let attr = Inode::decode(target, &bytes)?.attr;
+            out.push(Dirent { cookie: keys::field(&key, 9), name: name.to_vec(), attr });
+        }
+    }
+    Ok(out)
+}
+
+/// The value of a listing record: the inode and the name.
+fn listed(value: &[u8]) -> Result<(Ino, &[u8])> {
+    let (ino, name) =
+        value.split_first_chunk().ok_or_else(|| Error::new(Kind::Io, "listing record: too short"))?;
+    Ok((Ino(u64::from_le_bytes(*ino)), name))
+}
+
+/// Whether a directory has no entries.
+///
+/// # Errors
+/// `Io`.
+pub fn is_empty_dir<T: Tables>(tables: &T, ino: Ino) -> Result<bool> {
+    let prefix = keys::listings(ino);
+    Ok(tables.scan(&prefix, &keys::end_of(&prefix), 1)?.is_empty())
+}
+
+/// Target of a symbolic link.
+///
+/// # Errors
+/// `Invalid` when it is none, `Stale`.
+pub fn readlink<T: Tables>(tables: &T, ino: Ino) -> Result<Vec<u8>> {
+    let inode = inode(tables, ino)?;
+    if inode.attr.kind != FileKind::Symlink {
+        return Err(Error::new(Kind::Invalid, "readlink: not a symbolic link"));
+    }
+    Ok(inode.target)
+}
+
+/// # Errors
+/// `NoAttr`, `Stale`.
+pub fn xattr<T: Tables>(tables: &T, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+    match tables.get(&keys::xattr(ino, name))? {
+        Some(value) => Ok(value),
+        None => {
+            inode(tables, ino)?;
+            Err(Error::new(Kind::NoAttr, "xattr"))
+        }
+    }
+}
+
+/// # Errors
+/// `Stale`.
+pub fn xattrs<T: Tables>(tables: &T, ino: Ino) -> Result<Vec<Vec<u8>>> {
+    inode(tables, ino)?;
+    let prefix = keys::xattrs(ino);
+    let found = tables.scan(&prefix, &keys::end_of(&prefix), usize::MAX)?;
+    Ok(found.into_iter().map(|(key, _)| key[prefix.len()..].to_vec()).collect())
+}
+
+/// # Errors
+/// `Io`.
+pub fn stripe<T: Tables>(tables: &T, id: StripeId) -> Result<Option<Stripe>> {
+    tables.get(&keys::stripe(id))?.map(|bytes| Stripe::decode(&bytes)).transpose()
+}
+
+/// At most `max` extents that share a byte with `off..end`, in order, each with its offset.
+///
+/// # Errors
+/// `Io`.
+pub fn overlapping<T: Tables>(
+    tables: &T,
+    ino: Ino,
+    off: u64,
+    end: u64,
+    max: usize,
+) -> Result<Vec<(u64, ExtentRecord)>> {
+    if off >= end {
+        return Ok(Vec::new());
+    }
+    let mut from = off;
+    if let Some((key, value)) = tables.last(&keys::extent(ino, 0), &keys::extent(ino, off))? {
+        let start = keys::field(&key, 9);
+        if start + ExtentRecord::decode(&value)?.len > off {
+            from = start;
+        }
+    }
+    let found = tables.scan(&keys::extent(ino, from), &keys::extent(ino, end), max)?;
+    found.iter().map(|(key, value)| Ok((keys::field(key, 9), ExtentRecord::decode(value)?))).collect()
+}
+
+/// Where the bytes `off..off+len` are.
+///
+/// # Errors
+/// `Stale`.
+pub fn extents<T: Tables>(tables: &T, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
+    let size = inode(tables, ino)?.attr.size;
+    let end = off.saturating_add(len).min(size);
+    let mut map = ExtentMap { size, extents: Vec::new() };
+    let mut at = off;
+    // Every extent may have a hole before it.
+    let max = limits::EXTENTS_MAX / 2;
+    let found = overlapping(tables, ino, off, end, max)?;
+    let complete = found.len() < max;
+    for (start, record) in found {
+        let (from, to) = (start.max(off), (start + record.len).min(end));
+        if from > at {
+            map.extents.push(Extent { off: at, len: from - at, source: Source::Hole });
+        }
+        let source = Source::Stripe(record.stripe, record.at + (from - start));
+        map.extents.push(Extent { off: from, len: to - from, source });
+        at = to;
+    }
+    if complete && at < end {
+        map.extents.push(Extent { off: at, len: end - at, source: Source::Hole });
+    }
+    Ok(map)
+}
+
+/// Inodes without a name.
+///
+/// # Errors
+/// `Io`.
+pub fn orphans<T: Tables>(tables: &T) -> Result<Vec<Ino>> {
+    let mut out = Vec::new();
+    let mut from = keys::orphan(Ino(0));
+    loop {
+        let found = tables.scan(&from, &keys::end_of(b"O"), SCAN)?;
+        let Some((last, _)) = found.last() else { return Ok(out) };
+        from = last.clone();
+        from.push(0);
+        out.extend(found.iter().map(|(key, _)| Ino(keys::field(key, 1))));
+    }
+}
+
+/// At most `max` stripes that died before the second `before`, oldest first: when each died, its
+/// id and its record.
+///
+/// # Errors
+/// `Io`.
+pub fn garbage<T: Tables>(tables: &T, before: u64, max: usize) -> Result<Vec<(u64, StripeId, Stripe)>> {
+    let found = tables.scan(&keys::garbage(0, StripeId(0)), &keys::garbage(before, StripeId(0)), max)?;
+    found
+        .iter()
+        .map(|(key, value)| Ok((keys::field(key, 1), StripeId(keys::field(key, 9)), Stripe::decode(value)?)))
+        .collect()
+}

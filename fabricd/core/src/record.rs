@@ -1,0 +1,242 @@
+//! The bytes of every record. Each starts with the sequence number of its birth.
+
+use alloc::vec::Vec;
+
+use kos_types::{Attr, Class, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time};
+
+/// Reads fields off the front of a record.
+struct Reader<'a>(&'a [u8]);
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+        let Some((head, rest)) = self.0.split_at_checked(n) else {
+            return Err(Error::new(Kind::Io, "record: too short"));
+        };
+        self.0 = rest;
+        Ok(head)
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
+        let mut out = [0; N];
+        out.copy_from_slice(self.take(N)?);
+        Ok(out)
+    }
+
+    fn u8(&mut self) -> Result<u8> {
+        Ok(self.array::<1>()?[0])
+    }
+
+    fn u32(&mut self) -> Result<u32> {
+        Ok(u32::from_le_bytes(self.array()?))
+    }
+
+    fn u64(&mut self) -> Result<u64> {
+        Ok(u64::from_le_bytes(self.array()?))
+    }
+
+    fn time(&mut self) -> Result<Time> {
+        Ok(Time { secs: i64::from_le_bytes(self.array()?), nanos: self.u32()? })
+    }
+}
+
+fn put_time(out: &mut Vec<u8>, time: Time) {
+    out.extend_from_slice(&time.secs.to_le_bytes());
+    out.extend_from_slice(&time.nanos.to_le_bytes());
+}
+
+/// The state machine's counters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct State {
+    /// Sequence number of the last commit.
+    pub seq: Seq,
+    /// The open batch of stripe ids.
+    pub batch: u64,
+    /// Inodes alive.
+    pub inodes: u64,
+}
+
+impl State {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        [self.seq.0, self.batch, self.inodes].iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        Ok(Self { seq: Seq(r.u64()?), batch: r.u64()?, inodes: r.u64()? })
+    }
+}
+
+/// An inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inode {
+    /// Commit of this version.
+    pub birth: Seq,
+    /// What stat shows.
+    pub attr: Attr,
+    /// Target of a symbolic link.
+    pub target: Vec<u8>,
+}
+
+const KINDS: [FileKind; 7] = [
+    FileKind::File,
+    FileKind::Dir,
+    FileKind::Symlink,
+    FileKind::Fifo,
+    FileKind::Socket,
+    FileKind::CharDev,
+    FileKind::BlockDev,
+];
+
+impl Inode {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let a = &self.attr;
+        let mut out = Vec::with_capacity(112 + self.target.len());
+        out.extend_from_slice(&self.birth.0.to_le_bytes());
+        // KINDS holds every kind, so the position exists and is below 7.
+        out.push(KINDS.iter().position(|k| *k == a.kind).map_or(0, |i| i as u8));
+        for v in [a.mode, a.nlink, a.uid, a.gid, a.rdev] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        for v in [a.size, a.bytes] {
+            out.extend_from_slice(&v.to_le_bytes());
+        }
+        for t in [a.atime, a.mtime, a.ctime, a.btime] {
+            put_time(&mut out, t);
+        }
+        out.extend_from_slice(&self.target);
+        out
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(ino: Ino, bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        let birth = Seq(r.u64()?);
+        let kind = *KINDS
+            .get(usize::from(r.u8()?))
+            .ok_or_else(|| Error::new(Kind::Io, "inode record: unknown kind"))?;
+        let attr = Attr {
+            ino,
+            kind,
+            mode: r.u32()?,
+            nlink: r.u32()?,
+            uid: r.u32()?,
+            gid: r.u32()?,
+            rdev: r.u32()?,
+            size: r.u64()?,
+            bytes: r.u64()?,
+            atime: r.time()?,
+            mtime: r.time()?,
+            ctime: r.time()?,
+            btime: r.time()?,
+        };
+        Ok(Self { birth, attr, target: r.0.to_vec() })
+    }
+}
+
+/// A dentry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dentry {
+    /// Commit of this version.
+    pub birth: Seq,
+    /// What it names.
+    pub ino: Ino,
+    /// Its position in listings.
+    pub cookie: u64,
+}
+
+impl Dentry {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        [self.birth.0, self.ino.0, self.cookie].iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        Ok(Self { birth: Seq(r.u64()?), ino: Ino(r.u64()?), cookie: r.u64()? })
+    }
+}
+
+/// An extent; its file offset is in the key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ExtentRecord {
+    /// Commit of this version.
+    pub birth: Seq,
+    /// Bytes.
+    pub len: u64,
+    /// The stripe that holds them.
+    pub stripe: StripeId,
+    /// From this byte of its user bytes on.
+    pub at: u64,
+}
+
+impl ExtentRecord {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        [self.birth.0, self.len, self.stripe.0, self.at].iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        Ok(Self { birth: Seq(r.u64()?), len: r.u64()?, stripe: StripeId(r.u64()?), at: r.u64()? })
+    }
+}
+
+/// A stripe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stripe {
+    /// Commit of this version.
+    pub birth: Seq,
+    /// Extents that point at it.
+    pub refs: u32,
+    /// How it is kept.
+    pub policy: Policy,
+    /// User bytes.
+    pub len: u64,
+}
+
+impl Stripe {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::with_capacity(23);
+        out.extend_from_slice(&self.birth.0.to_le_bytes());
+        out.extend_from_slice(&self.refs.to_le_bytes());
+        out.extend_from_slice(&self.len.to_le_bytes());
+        let class = match self.policy.class {
+            Class::Disk => 0,
+            Class::Memory => 1,
+            Class::Scratch => 2,
+        };
+        // A Geometry holds k <= 16 and m <= 4.
+        out.extend_from_slice(&[class, self.policy.geometry.k() as u8, self.policy.geometry.m() as u8]);
+        out
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        let (birth, refs, len) = (Seq(r.u64()?), r.u32()?, r.u64()?);
+        let class = match r.u8()? {
+            0 => Class::Disk,
+            1 => Class::Memory,
+            2 => Class::Scratch,
+            _ => return Err(Error::new(Kind::Io, "stripe record: unknown class")),
+        };
+        let geometry = Geometry::new(r.u8()?, r.u8()?)?;
+        Ok(Self { birth, refs, policy: Policy { class, geometry }, len })
+    }
+}

@@ -1,0 +1,71 @@
+//! The background work of a node: dead stripes are freed, stripes nobody commits are dropped.
+
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kos_core::read;
+use kos_types::{Error, Op, Result};
+
+use crate::node::{Inner, now};
+
+/// Time between rounds.
+const PERIOD: Duration = Duration::from_secs(5);
+/// Seconds a dead stripe keeps its bytes: longer than any read that found it alive.
+const GRACE_SECS: u64 = 30;
+/// Stripes freed in one command.
+const STRIPES_MAX: usize = 1024;
+
+/// The thread; it ends when this is dropped.
+pub(crate) struct Collector {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Collector {
+    pub(crate) fn start(inner: Arc<Inner>) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let run = move || {
+            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+                inner.stripes.expire();
+                if let Err(e) = collect(&inner) {
+                    eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
+                }
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("collector".into())
+            .spawn(run)
+            .map_err(|e| Error::io("collector: thread", &e))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Collector {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("fabricd: the collector panicked");
+        }
+    }
+}
+
+fn collect(inner: &Inner) -> Result<()> {
+    let Some(before) = u64::try_from(now().secs).ok().and_then(|secs| secs.checked_sub(GRACE_SECS)) else {
+        return Ok(());
+    };
+    loop {
+        let dead = read::garbage(&*inner.db, before, STRIPES_MAX)?;
+        if dead.is_empty() {
+            return Ok(());
+        }
+        // A power cut must not bring back a commit whose stripes are gone: what killed them
+        // is on stable storage before their bytes go.
+        inner.sync()?;
+        let stripes = dead.iter().map(|&(since, id, _)| (since, id)).collect();
+        inner
+            .stripes
+            .collect(&dead, |index| inner.propose_with(Op::Collected { stripes }, index).map(drop))?;
+    }
+}

@@ -1,0 +1,120 @@
+//! RocksDB as the tables of the state machine, and as the index of the shards on this node.
+
+use std::path::Path;
+
+use kos_core::{Changes, Pair, Tables};
+use kos_types::{Error, Kind, Result};
+use rocksdb::{BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
+
+/// Memory for blocks read from disk.
+const CACHE_BYTES: usize = 64 << 20;
+/// Memory of one table of recent writes.
+const WRITE_BUFFER_BYTES: usize = 32 << 20;
+/// Bytes of logs kept for recovery: what a start has to replay.
+const WAL_BYTES_MAX: u64 = 256 << 20;
+/// Open table files.
+const FILES_MAX: i32 = 256;
+
+/// The database of one node.
+pub(crate) struct Db(DB);
+
+fn io(step: &'static str) -> impl Fn(rocksdb::Error) -> Error {
+    move |e| {
+        // RocksDB tells a full disk only in words.
+        let text = e.to_string();
+        let kind = if text.contains("No space left") { Kind::NoSpace } else { Kind::Io };
+        Error::new(kind, format!("{step}: {text}"))
+    }
+}
+
+impl Db {
+    /// Open or make the database in `dir`.
+    pub(crate) fn open(dir: &Path) -> Result<Self> {
+        let mut options = rocksdb::Options::default();
+        options.create_if_missing(true);
+        options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        options.set_max_total_wal_size(WAL_BYTES_MAX);
+        options.set_max_open_files(FILES_MAX);
+        options.set_keep_log_file_num(4);
+        options.set_max_background_jobs(2);
+        let mut blocks = BlockBasedOptions::default();
+        blocks.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
+        blocks.set_bloom_filter(10.0, false);
+        blocks.set_cache_index_and_filter_blocks(true);
+        options.set_block_based_table_factory(&blocks);
+        Ok(Self(DB::open(&options, dir).map_err(io("metadata: open"))?))
+    }
+
+    /// Write all or none. In the operating system's hands when this returns, so that a killed
+    /// process loses nothing; on stable storage after [`Self::sync`].
+    pub(crate) fn write(&self, changes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
+        let mut batch = WriteBatch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        self.0.write_opt(batch, &WriteOptions::default()).map_err(io("metadata: write"))
+    }
+
+    /// Everything written before is on stable storage.
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.0.flush_wal(true).map_err(io("metadata: sync"))
+    }
+
+    /// Every pair whose key begins with `prefix`, in order.
+    pub(crate) fn each(&self, prefix: &[u8], mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(kos_core::keys::end_of(prefix));
+        let mut iter = self.0.raw_iterator_opt(options);
+        iter.seek(prefix);
+        while let Some((key, value)) = iter.item() {
+            f(key, value)?;
+            iter.next();
+        }
+        iter.status().map_err(io("metadata: scan"))
+    }
+}
+
+impl Tables for Db {
+    fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        self.0.get(key).map_err(io("metadata: get"))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Pair>> {
+        let mut out = Vec::new();
+        if from >= to {
+            return Ok(out);
+        }
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to);
+        let mut iter = self.0.raw_iterator_opt(options);
+        iter.seek(from);
+        while out.len() < max {
+            let Some((key, value)) = iter.item() else { break };
+            out.push((key.to_vec(), value.to_vec()));
+            iter.next();
+        }
+        iter.status().map_err(io("metadata: scan"))?;
+        Ok(out)
+    }
+
+    fn last(&self, from: &[u8], last: &[u8]) -> Result<Option<Pair>> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_lower_bound(from);
+        let mut iter = self.0.raw_iterator_opt(options);
+        iter.seek_for_prev(last);
+        let found = iter.item().map(|(key, value)| (key.to_vec(), value.to_vec()));
+        iter.status().map_err(io("metadata: last"))?;
+        Ok(found)
+    }
+}
+
+/// A command's changes and the shards' together.
+pub(crate) fn join(
+    changes: Changes,
+    more: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+) -> Vec<(Vec<u8>, Option<Vec<u8>>)> {
+    changes.into_iter().chain(more).collect()
+}

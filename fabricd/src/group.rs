@@ -1,0 +1,88 @@
+//! One flush for many waiters.
+
+use std::sync::{Condvar, Mutex, PoisonError};
+
+use kos_types::{Error, Kind, Result};
+
+#[derive(Default)]
+struct State {
+    /// Flushes begun and ended; they are numbered from 1.
+    begun: u64,
+    ended: u64,
+    /// Nothing is known of stable storage after a failure: never try again.
+    failed: bool,
+}
+
+/// Shares flushes: whoever asks gets one that began after it asked.
+#[derive(Default)]
+pub(crate) struct Group {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Group {
+    /// Wait for a flush that begins after this call.
+    pub(crate) fn run(&self, flush: impl Fn() -> Result<()>) -> Result<()> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let wanted = state.begun + 1;
+        loop {
+            if state.failed {
+                return Err(Error::new(Kind::Io, "sync: failed before, restart the node"));
+            }
+            if state.ended >= wanted {
+                return Ok(());
+            }
+            if state.begun > state.ended {
+                state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.begun += 1;
+            drop(state);
+            let result = flush();
+            state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.ended = state.begun;
+            state.failed |= result.is_err();
+            self.changed.notify_all();
+            result?;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn each_waiter_gets_a_flush_that_began_after_its_write() {
+        let (group, written, flushed, flushes) =
+            (Group::default(), AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let mine = written.fetch_add(1, Ordering::SeqCst) + 1;
+                        let flush = || {
+                            let upto = written.load(Ordering::SeqCst);
+                            std::thread::yield_now();
+                            flushed.store(upto, Ordering::SeqCst);
+                            flushes.fetch_add(1, Ordering::SeqCst);
+                            Ok(())
+                        };
+                        group.run(flush).expect("flushes");
+                        assert!(flushed.load(Ordering::SeqCst) >= mine);
+                    }
+                });
+            }
+        });
+        assert!(flushes.into_inner() <= 1600);
+    }
+
+    #[test]
+    fn a_failure_is_for_ever() {
+        let group = Group::default();
+        assert!(group.run(|| Err(Error::new(Kind::Io, "disk"))).is_err());
+        assert!(group.run(|| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,14 @@
+//! The daemon as a library: the committer over RocksDB, the stripes over the store, and the
+//! background work. [`Node`] is the embedded implementation of the Fabric seam.
+
+mod cache;
+mod collector;
+mod db;
+mod group;
+mod node;
+mod shards;
+mod status;
+mod stripes;
+
+pub use node::{Node, Options};
+pub use status::{Counters, MountStatus, NodeStatus, Status};

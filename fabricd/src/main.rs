@@ -1,0 +1,154 @@
+//! The daemon: an embedded node and its mount in one process. `kos up` starts it.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use clap::Parser;
+use fabricd::{MountStatus, Node, NodeStatus, Options, Status};
+use kos_fuse::{MountOptions, Mounted};
+use kos_types::{Error, Kind, Result};
+use serde::Serialize;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+
+/// Time between two status files.
+const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// Requests served at once.
+const THREADS_MAX: usize = 16;
+
+/// The kosfs daemon; `kos up` starts it with the right arguments.
+#[derive(Debug, Parser)]
+#[command(version)]
+struct Args {
+    /// State directory; repeat it to spread shards over several disks.
+    #[arg(long, required = true)]
+    state: Vec<PathBuf>,
+    /// Where to mount.
+    #[arg(long)]
+    mount: PathBuf,
+    /// Bytes of the RAM tier.
+    #[arg(long, default_value_t = 0)]
+    tier_ram: u64,
+}
+
+/// STATE/run.json, while the mount answers.
+#[derive(Serialize)]
+struct Run<'a> {
+    pid: u32,
+    mount: &'a Path,
+    started: u64,
+}
+
+/// What ends the daemon.
+enum End {
+    Signal,
+    Unmounted,
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    // Fails only for a group leader, which has its own session already or is run by hand.
+    if let Err(e) = rustix::process::setsid() {
+        eprintln!("fabricd: stays in the session of its starter: {e}");
+    }
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("fabricd: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<()> {
+    let Some(state) = args.state.first() else {
+        return Err(Error::new(Kind::Invalid, "no state directory"));
+    };
+    let (ends, ended) = mpsc::channel();
+    watch_signals(ends.clone())?;
+    let node = Arc::new(Node::open(&Options { state: args.state.clone() })?);
+    let threads = std::thread::available_parallelism().map_or(4, |n| (2 * n.get()).min(THREADS_MAX));
+    let source = state.join("kos.sock").to_string_lossy().into_owned();
+    let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
+    let mounted = Arc::new(kos_fuse::mount(Arc::clone(&node), &options)?);
+    watch_mount(Arc::clone(&mounted), ends)?;
+
+    let status = || Status {
+        health: if node.places_failed() == 0 { "ok" } else { "degraded" },
+        mounts: vec![MountStatus {
+            dir: args.mount.to_string_lossy().into_owned(),
+            source: source.clone(),
+            pid: std::process::id(),
+            state: "mounted",
+        }],
+        mount_source: source.clone(),
+        nodes: vec![NodeStatus { id: 1, addr: String::new(), pid: std::process::id(), state: "up" }],
+        nodes_up: 1,
+        leader: 1,
+        leader_pid: std::process::id(),
+        under_replicated_stripes: 0,
+        under_spread_stripes: 0,
+    };
+    publish(&state.join("status.json"), &status())?;
+    let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+    let run = state.join("run.json");
+    publish(&run, &Run { pid: std::process::id(), mount: &args.mount, started })?;
+    eprintln!("fabricd: {} is mounted", args.mount.display());
+
+    let end = loop {
+        match ended.recv_timeout(STATUS_PERIOD) {
+            Ok(end) => break end,
+            Err(RecvTimeoutError::Timeout) => {
+                if let Err(e) = publish(&state.join("status.json"), &status()) {
+                    eprintln!("fabricd: {e}");
+                }
+            }
+            Err(RecvTimeoutError::Disconnected) => break End::Signal,
+        }
+    };
+    let flushed = match end {
+        End::Signal => mounted.unmount(),
+        End::Unmounted => mounted.flush_all(),
+    };
+    let synced = kos_types::Fabric::sync(&*node);
+    flushed.and(synced)?;
+    // Its absence says that the end was clean.
+    std::fs::remove_file(&run).map_err(|e| Error::io("run.json: remove", &e))?;
+    eprintln!("fabricd: {} is unmounted, all data is on disk", args.mount.display());
+    Ok(())
+}
+
+/// Write a file so that readers see the old or the new one.
+fn publish<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let text = serde_json::to_vec(value).map_err(|e| Error::new(Kind::Io, format!("json: {e}")))?;
+    let new = path.with_extension("new");
+    std::fs::write(&new, text)
+        .and_then(|()| std::fs::rename(&new, path))
+        .map_err(|e| Error::io(&path.to_string_lossy(), &e))
+}
+
+fn watch_signals(ends: Sender<End>) -> Result<()> {
+    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::io("signals", &e))?;
+    spawn("signals", move || {
+        for _ in signals.forever() {
+            // The receiver is gone only when the daemon ends anyway.
+            if ends.send(End::Signal).is_err() {
+                break;
+            }
+        }
+    })
+}
+
+fn watch_mount(mounted: Arc<Mounted>, ends: Sender<End>) -> Result<()> {
+    spawn("mount", move || {
+        mounted.wait();
+        drop(ends.send(End::Unmounted));
+    })
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+    std::thread::Builder::new().name(name.into()).spawn(run).map(drop).map_err(|e| Error::io("thread", &e))
+}

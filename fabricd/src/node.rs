@@ -1,0 +1,225 @@
+//! The embedded node: one committer over the tables, reads in parallel, stripes on the store.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use kos_core::{policy, read};
+use kos_store::Store;
+use kos_types::{
+    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Policy, Reply, Result, SpaceUsage,
+    StripeId, Time,
+};
+
+use crate::collector::Collector;
+use crate::db::{self, Db};
+use crate::group::Group;
+use crate::shards;
+use crate::status::Counters;
+use crate::stripes::{Ids, IndexChanges, Stripes};
+
+/// Shard directories made under a single state directory: one for each shard of the default
+/// geometry.
+const PLACES: usize = 6;
+
+/// Where a node keeps its state.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// State directories; metadata is in the first. With several, each is one place of shards.
+    pub state: Vec<PathBuf>,
+}
+
+impl Options {
+    fn places(&self) -> Vec<PathBuf> {
+        match self.state.as_slice() {
+            [single] => (0..PLACES).map(|i| single.join("shards").join(i.to_string())).collect(),
+            several => several.iter().map(|dir| dir.join("shards").join("0")).collect(),
+        }
+    }
+}
+
+/// What the node and its background work share.
+pub(crate) struct Inner {
+    pub(crate) db: Arc<Db>,
+    pub(crate) stripes: Stripes,
+    pub(crate) counters: Arc<Counters>,
+    /// Held by whoever applies a command.
+    committer: Mutex<()>,
+    sync: Group,
+    ids: Ids,
+}
+
+/// One node in this process.
+pub struct Node {
+    inner: Arc<Inner>,
+    _collector: Collector,
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").finish_non_exhaustive()
+    }
+}
+
+/// The clock of commands.
+pub(crate) fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { secs: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
+        // A clock before 1970 is wrong anyway.
+        Err(_) => Time::default(),
+    }
+}
+
+impl Node {
+    /// Open the state, or make it, and recover from whatever end it had.
+    ///
+    /// # Errors
+    /// `Busy` when another process has it; `Io`.
+    pub fn open(options: &Options) -> Result<Self> {
+        let Some(first) = options.state.first() else {
+            return Err(Error::new(Kind::Invalid, "open: no state directory"));
+        };
+        std::fs::create_dir_all(first).map_err(|e| Error::io("open: state directory", &e))?;
+        let db = Arc::new(Db::open(&first.join("meta"))?);
+        if kos_core::Tables::get(&*db, kos_core::keys::STATE)?.is_none() {
+            // Without the index every shard would count as garbage.
+            if let Some(place) = options.places().iter().find(|place| place.join("lock").exists()) {
+                let what = format!("{} holds shards, {} no metadata", place.display(), first.display());
+                return Err(Error::new(
+                    Kind::Io,
+                    format!("open: {what}: is a directory missing or not mounted?"),
+                ));
+            }
+            db.write(kos_core::initialise(now()))?;
+            db.sync()?;
+        }
+        let store = Store::open(&options.places(), shards::all(&db)?)?;
+        let counters = Arc::new(Counters::default());
+        let inner = Inner {
+            stripes: Stripes::new(store, Arc::clone(&db), Arc::clone(&counters)),
+            db,
+            counters,
+            committer: Mutex::default(),
+            sync: Group::default(),
+            ids: Ids::new(0),
+        };
+        let inner = Arc::new(Inner { ids: Ids::new(inner.open_batch()?), ..inner });
+        for ino in read::orphans(&*inner.db)? {
+            inner.propose(Op::Reap { ino })?;
+        }
+        Ok(Self { _collector: Collector::start(Arc::clone(&inner))?, inner })
+    }
+
+    /// What happened since the start.
+    #[must_use]
+    pub fn counters(&self) -> &Counters {
+        &self.inner.counters
+    }
+
+    /// Places that take no more writes until a restart.
+    #[must_use]
+    pub fn places_failed(&self) -> usize {
+        let store = self.inner.stripes.store();
+        store.places().iter().filter(|place| place.failed.is_some()).count()
+    }
+}
+
+impl Inner {
+    /// Apply one command and put it in force.
+    pub(crate) fn propose(&self, op: Op) -> Result<Reply> {
+        self.propose_with(op, Vec::new())
+    }
+
+    /// The same, with changes of the shards' index in the same batch.
+    pub(crate) fn propose_with(&self, op: Op, index: IndexChanges) -> Result<Reply> {
+        let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Read under the lock: later commits never have earlier times but for a clock set back.
+        let applied = kos_core::apply(&*self.db, &Command { now: now(), op })?;
+        self.db.write(db::join(applied.changes, index))?;
+        Ok(applied.reply)
+    }
+
+    pub(crate) fn sync(&self) -> Result<()> {
+        self.sync.run(|| self.db.sync())
+    }
+
+    fn open_batch(&self) -> Result<u64> {
+        match self.propose(Op::OpenBatch)? {
+            Reply::Batch(batch) => Ok(batch),
+            other => Err(Error::new(Kind::Io, format!("open batch: {other:?}"))),
+        }
+    }
+
+    fn commit(&self, op: Op) -> Result<Reply> {
+        let Op::Commit { stripes, .. } = &op else { return self.propose(op) };
+        let settled = self.stripes.settle(stripes)?;
+        let reply = self.propose_with(op, settled.records.clone());
+        if reply.is_err() {
+            self.stripes.drop_settled(&settled);
+        }
+        reply
+    }
+}
+
+impl Fabric for Node {
+    fn propose(&self, op: Op) -> Result<Reply> {
+        self.inner.commit(op)
+    }
+
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        read::lookup(&*self.inner.db, parent, name)
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        Ok(read::inode(&*self.inner.db, ino)?.attr)
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Ino> {
+        read::parent(&*self.inner.db, dir)
+    }
+
+    fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
+        read::list(&*self.inner.db, dir, after, max)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        read::readlink(&*self.inner.db, ino)
+    }
+
+    fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        read::xattr(&*self.inner.db, ino, name)
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        read::xattrs(&*self.inner.db, ino)
+    }
+
+    fn policy(&self, ino: Ino) -> Result<Policy> {
+        policy::of(&*self.inner.db, ino)
+    }
+
+    fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
+        read::extents(&*self.inner.db, ino, off, len)
+    }
+
+    fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
+        let id = self.inner.ids.next(|| self.inner.open_batch())?;
+        self.inner.stripes.write(id, policy, data)?;
+        Ok(id)
+    }
+
+    fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
+        self.inner.stripes.read(stripe, at, out)
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.inner.sync()
+    }
+
+    fn usage(&self) -> Result<SpaceUsage> {
+        let (total, free) = self.inner.stripes.space()?;
+        let inodes_used = read::state(&*self.inner.db)?.inodes;
+        Ok(SpaceUsage { bytes_total: total, bytes_free: free, inodes_used })
+    }
+}

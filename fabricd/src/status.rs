@@ -1,0 +1,90 @@
+//! What a node tells of itself.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// Events since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Stripes written.
+    pub stripes_written: AtomicU64,
+    /// User bytes written in stripes.
+    pub bytes_written: AtomicU64,
+    /// User bytes read from stripes.
+    pub bytes_read: AtomicU64,
+    /// Dead stripes whose bytes were freed.
+    pub stripes_freed: AtomicU64,
+    /// Shards found missing or damaged.
+    pub shards_bad: AtomicU64,
+    /// Shards written again.
+    pub shards_repaired: AtomicU64,
+    /// Reads that failed for want of shards.
+    pub stripes_lost: AtomicU64,
+}
+
+impl Counters {
+    /// Names and values, in the order of the metrics file.
+    #[must_use]
+    pub fn list(&self) -> [(&'static str, u64); 7] {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("kos_stripes_written_total", get(&self.stripes_written)),
+            ("kos_bytes_written_total", get(&self.bytes_written)),
+            ("kos_bytes_read_total", get(&self.bytes_read)),
+            ("kos_stripes_freed_total", get(&self.stripes_freed)),
+            ("kos_shards_bad_total", get(&self.shards_bad)),
+            ("kos_shards_repaired_total", get(&self.shards_repaired)),
+            ("kos_stripes_lost_total", get(&self.stripes_lost)),
+        ]
+    }
+}
+
+/// `kos status --json`.
+#[derive(Debug, Serialize)]
+pub struct Status {
+    /// `ok`, `degraded` or `down`.
+    pub health: &'static str,
+    /// Mounts of this node.
+    pub mounts: Vec<MountStatus>,
+    /// What mount(8) shows as the source.
+    pub mount_source: String,
+    /// Nodes of the cluster.
+    pub nodes: Vec<NodeStatus>,
+    /// How many are up.
+    pub nodes_up: usize,
+    /// The leading node.
+    pub leader: u64,
+    /// Its process.
+    pub leader_pid: u32,
+    /// Stripes with a shard missing that are known of.
+    pub under_replicated_stripes: u64,
+    /// Stripes with more shards on one node than parity covers.
+    pub under_spread_stripes: u64,
+}
+
+/// One mount.
+#[derive(Debug, Serialize)]
+pub struct MountStatus {
+    /// Its directory.
+    pub dir: String,
+    /// Its source.
+    pub source: String,
+    /// The process that serves it.
+    pub pid: u32,
+    /// `mounted`.
+    pub state: &'static str,
+}
+
+/// One node.
+#[derive(Debug, Serialize)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: u64,
+    /// Where it listens; empty without a network.
+    pub addr: String,
+    /// Its process.
+    pub pid: u32,
+    /// `up`, `suspect`, `down` or `draining`.
+    pub state: &'static str,
+}

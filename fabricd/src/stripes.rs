@@ -1,0 +1,344 @@
+//! Stripes on this node: written before their commit, read around damage, repaired and freed.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kos_code::{shard, stripe};
+use kos_core::{read, record};
+use kos_store::Store;
+use kos_types::{Class, Error, Geometry, Kind, Policy, Result, StripeId};
+
+use crate::cache::Cache;
+use crate::db::Db;
+use crate::shards::{self, Shards, Spot};
+use crate::status::Counters;
+
+/// Stripe records kept: at most twice this, of 32 bytes.
+const CACHED: usize = 64 << 10;
+/// A stripe nobody commits for so long is dropped.
+const UNCOMMITTED_MAX: Duration = Duration::from_mins(10);
+/// Kept free for metadata, so that a full pool can still delete and commit.
+const RESERVE_BYTES: u64 = 64 << 20;
+
+/// A stripe that is written and not committed.
+struct Pending {
+    since: Instant,
+    policy: Policy,
+    len: u64,
+    spots: Vec<Spot>,
+}
+
+pub(crate) struct Stripes {
+    shards: Shards,
+    db: Arc<Db>,
+    cache: Cache<StripeId, record::Stripe>,
+    pending: Mutex<HashMap<StripeId, Pending>>,
+    /// Stripes under repair, so that a second reader only decodes. Collecting holds it too: a
+    /// shard must not be put back while its stripe goes.
+    repairing: Mutex<HashSet<StripeId>>,
+    counters: Arc<Counters>,
+}
+
+/// Changes of the shards' index, to be written with the metadata they belong to.
+pub(crate) type IndexChanges = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// Stripes on their way into a commit.
+#[derive(Default)]
+pub(crate) struct Settled {
+    pub(crate) records: IndexChanges,
+    spots: Vec<Spot>,
+}
+
+impl Stripes {
+    pub(crate) fn new(store: Store, db: Arc<Db>, counters: Arc<Counters>) -> Self {
+        Self {
+            shards: Shards::new(store, Arc::clone(&db)),
+            db,
+            cache: Cache::new(CACHED),
+            pending: Mutex::default(),
+            repairing: Mutex::default(),
+            counters,
+        }
+    }
+
+    pub(crate) const fn store(&self) -> &Store {
+        &self.shards.store
+    }
+
+    /// Bytes of user data at the default geometry: the size of the pool, and what is free.
+    pub(crate) fn space(&self) -> Result<(u64, u64)> {
+        let usage = self.store().usage()?;
+        let geometry = Geometry::DEFAULT;
+        let user = |bytes: u64| bytes / geometry.n() as u64 * geometry.k() as u64;
+        Ok((user(usage.bytes_total), user(usage.bytes_free.saturating_sub(RESERVE_BYTES))))
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashMap<StripeId, Pending>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Code and write one stripe under `id`. A commit will make it durable and visible.
+    pub(crate) fn write(&self, id: StripeId, policy: Policy, data: &[u8]) -> Result<()> {
+        let stored = stripe::shard_len(policy.geometry, data.len()) * policy.geometry.n();
+        if self.store().usage()?.bytes_free < RESERVE_BYTES + stored as u64 {
+            return Err(Error::new(Kind::NoSpace, "write: the state directories are full"));
+        }
+        let payloads = stripe::encode(policy.geometry, data)?;
+        let mut spots = Vec::with_capacity(payloads.len());
+        for (index, payload) in (0..).zip(&payloads) {
+            match self.append(id, index, policy, data.len(), payload) {
+                Ok(spot) => spots.push(spot),
+                Err(e) => {
+                    self.free(&spots);
+                    return Err(e);
+                }
+            }
+        }
+        let len = data.len() as u64;
+        self.pending().insert(id, Pending { since: Instant::now(), policy, len, spots });
+        self.counters.stripes_written.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(len, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn append(&self, id: StripeId, index: u8, policy: Policy, len: usize, payload: &[u8]) -> Result<Spot> {
+        let (header, table) = shard::seal(id, index, policy.geometry, len as u64, payload)?;
+        let place = (id.0 as usize).wrapping_add(usize::from(index)) % self.shards.places;
+        self.shards.append(&header, payload, &table, place)
+    }
+
+    /// Take written stripes out for a commit, as durable as their class says; answers their
+    /// index records, which go into the commit's own batch. When that fails: [`Self::drop_settled`].
+    pub(crate) fn settle(&self, stripes: &[(StripeId, Policy, u64)]) -> Result<Settled> {
+        let mut settled = Settled::default();
+        let result = self.take(stripes, &mut settled).and_then(|places| self.sync_places(&places));
+        if let Err(e) = result {
+            self.drop_settled(&settled);
+            return Err(e);
+        }
+        Ok(settled)
+    }
+
+    fn take(&self, stripes: &[(StripeId, Policy, u64)], settled: &mut Settled) -> Result<BTreeSet<usize>> {
+        let mut places = BTreeSet::new();
+        let mut pending = self.pending();
+        for &(id, policy, len) in stripes {
+            let found = pending.remove(&id).filter(|p| p.policy == policy && p.len == len);
+            let found =
+                found.ok_or_else(|| Error::new(Kind::Stale, "commit: stripe not written or dropped"))?;
+            for (index, &spot) in (0..).zip(&found.spots) {
+                settled.records.push((shards::key(id, index), Some(shards::encode(spot))));
+                settled.spots.push(spot);
+                if policy.class == Class::Disk {
+                    places.insert(spot.place);
+                }
+            }
+        }
+        Ok(places)
+    }
+
+    fn sync_places(&self, places: &BTreeSet<usize>) -> Result<()> {
+        let results: Vec<Result<()>> = std::thread::scope(|scope| {
+            let syncs: Vec<_> =
+                places.iter().map(|&place| scope.spawn(move || self.store().sync(place))).collect();
+            let panicked = |_| Err(Error::new(Kind::Io, "sync: panicked"));
+            syncs.into_iter().map(|sync| sync.join().unwrap_or_else(panicked)).collect()
+        });
+        results.into_iter().collect()
+    }
+
+    /// The commit of these stripes was refused.
+    pub(crate) fn drop_settled(&self, settled: &Settled) {
+        self.free(&settled.spots);
+    }
+
+    /// Drop what was written too long ago without a commit.
+    pub(crate) fn expire(&self) {
+        let old: Vec<Pending> =
+            self.pending().extract_if(|_, p| p.since.elapsed() > UNCOMMITTED_MAX).map(|(_, p)| p).collect();
+        for dropped in old {
+            self.free(&dropped.spots);
+        }
+    }
+
+    fn free(&self, spots: &[Spot]) {
+        for spot in spots {
+            if let Err(e) = self.store().free(spot.place, spot.location) {
+                eprintln!("fabricd: {e}; the bytes come back at the next start");
+            }
+        }
+    }
+
+    fn record(&self, id: StripeId) -> Result<record::Stripe> {
+        if let Some(record) = self.cache.get(id) {
+            return Ok(record);
+        }
+        let record = self.alive(id)?;
+        self.cache.insert(id, record);
+        Ok(record)
+    }
+
+    fn alive(&self, id: StripeId) -> Result<record::Stripe> {
+        read::stripe(&*self.db, id)?.ok_or_else(|| Error::new(Kind::NotFound, "stripe: gone"))
+    }
+
+    /// Fill `out` from byte `at` of the stripe on.
+    pub(crate) fn read(&self, id: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
+        let record = self.record(id)?;
+        if at.checked_add(out.len() as u64).is_none_or(|end| end > record.len) {
+            return Err(Error::new(Kind::Invalid, "read: outside the stripe"));
+        }
+        let (geometry, mut rest) = (record.policy.geometry, &mut *out);
+        for piece in stripe::locate(geometry, record.len as usize, at as usize, rest.len()) {
+            let (part, after) = rest.split_at_mut(piece.len);
+            // Geometry holds at most 20 shards.
+            let index = piece.shard as u8;
+            let done = self.shards.open(id, index).and_then(|shard| self.shards.read(&shard, piece.at, part));
+            if let Err(e) = done {
+                return self.read_around(id, at as usize, out, (index, e));
+            }
+            rest = after;
+        }
+        self.counters.bytes_read.fetch_add(out.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Decode the stripe without the shard that failed, and put that one right again.
+    fn read_around(
+        &self,
+        id: StripeId,
+        at: usize,
+        out: &mut [u8],
+        (index, error): (u8, Error),
+    ) -> Result<()> {
+        let record = self.alive(id)?;
+        let geometry = record.policy.geometry;
+        let mut bad = vec![(index, error)];
+        let mut payloads = vec![None; geometry.n()];
+        let mut good = 0;
+        for (index, payload) in (0..).zip(&mut payloads) {
+            if good == geometry.k() || index == bad[0].0 {
+                continue;
+            }
+            match self.shards.open(id, index).and_then(|shard| self.shards.read_whole(&shard)) {
+                Ok(found) => {
+                    *payload = Some(found);
+                    good += 1;
+                }
+                Err(e) => bad.push((index, e)),
+            }
+        }
+        if let Err(e) = stripe::reconstruct(geometry, &mut payloads) {
+            self.alive(id)?;
+            self.counters.stripes_lost.fetch_add(1, Ordering::Relaxed);
+            eprintln!("fabricd: stripe {:#x} is lost, reads of it fail: {e}; shards {bad:?}", id.0);
+            return Err(Error::new(Kind::Io, "read: more shards lost than parity covers"));
+        }
+        let mut rest = out;
+        for piece in stripe::locate(geometry, record.len as usize, at, rest.len()) {
+            let (part, after) = rest.split_at_mut(piece.len);
+            if let Some(payload) = payloads.get(piece.shard).and_then(Option::as_ref) {
+                part.copy_from_slice(&payload[piece.at..piece.at + piece.len]);
+            }
+            rest = after;
+        }
+        let fresh = self.repairing().insert(id);
+        if fresh {
+            self.counters.shards_bad.fetch_add(bad.len() as u64, Ordering::Relaxed);
+            for (index, error) in bad {
+                let Some(payload) = payloads.get(usize::from(index)).and_then(Option::as_ref) else {
+                    continue;
+                };
+                match self.repair(id, index, record, payload) {
+                    Ok(()) => eprintln!("fabricd: stripe {:#x} shard {index}: {error}; repaired", id.0),
+                    Err(e) => {
+                        eprintln!("fabricd: stripe {:#x} shard {index}: {error}; repair failed: {e}", id.0)
+                    }
+                }
+            }
+            self.repairing().remove(&id);
+        }
+        Ok(())
+    }
+
+    fn repairing(&self) -> MutexGuard<'_, HashSet<StripeId>> {
+        self.repairing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Put a decoded shard in a new spot.
+    fn repair(&self, id: StripeId, index: u8, record: record::Stripe, payload: &[u8]) -> Result<()> {
+        let old = self.shards.spot(id, index)?;
+        let spot = self.append(id, index, record.policy, record.len as usize, payload)?;
+        let placed = self.place_repaired(id, index, record.policy, spot);
+        match placed {
+            Ok(()) => {
+                self.counters.shards_repaired.fetch_add(1, Ordering::Relaxed);
+                self.free(old.as_slice());
+            }
+            Err(_) => self.free(&[spot]),
+        }
+        placed
+    }
+
+    fn place_repaired(&self, id: StripeId, index: u8, policy: Policy, spot: Spot) -> Result<()> {
+        if policy.class == Class::Disk {
+            self.store().sync(spot.place)?;
+        }
+        let _collecting_waits = self.repairing();
+        self.alive(id)?;
+        self.db.write([(shards::key(id, index), Some(shards::encode(spot)))])?;
+        self.shards.forget(id, index);
+        Ok(())
+    }
+
+    /// Free dead stripes. `write` puts their deletion in force, index records included.
+    pub(crate) fn collect(
+        &self,
+        dead: &[(u64, StripeId, record::Stripe)],
+        write: impl FnOnce(IndexChanges) -> Result<()>,
+    ) -> Result<()> {
+        let mut spots = Vec::new();
+        let mut records = Vec::new();
+        {
+            let _repairs_wait = self.repairing();
+            for (_, id, record) in dead {
+                for index in (0..).take(record.policy.geometry.n()) {
+                    spots.extend(self.shards.spot(*id, index)?);
+                    records.push((shards::key(*id, index), None));
+                    self.shards.forget(*id, index);
+                }
+                self.cache.remove(*id);
+            }
+            write(records)?;
+        }
+        self.free(&spots);
+        self.counters.stripes_freed.fetch_add(dead.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// Hands out stripe ids of the open batch.
+pub(crate) struct Ids {
+    /// The batch and the counter in it.
+    state: Mutex<(u64, u64)>,
+}
+
+impl Ids {
+    pub(crate) fn new(batch: u64) -> Self {
+        Self { state: Mutex::new((batch, 0)) }
+    }
+
+    /// The next id; `open` opens a batch when this one is used up.
+    pub(crate) fn next(&self, open: impl Fn() -> Result<u64>) -> Result<StripeId> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        if StripeId::in_batch(state.0, state.1).is_none() {
+            *state = (open()?, 0);
+        }
+        let id = StripeId::in_batch(state.0, state.1)
+            .ok_or_else(|| Error::new(Kind::Io, "stripe ids: all batches used up"))?;
+        state.1 += 1;
+        Ok(id)
+    }
+}

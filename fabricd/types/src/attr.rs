@@ -1,0 +1,84 @@
+//! What stat(2), readdir(3) and statfs(2) show.
+
+use crate::Ino;
+
+/// A point in time since the Unix epoch, to the nanosecond; `nanos` is below 10^9.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct Time {
+    /// Seconds, negative before 1970.
+    pub secs: i64,
+    /// Nanoseconds within the second.
+    pub nanos: u32,
+}
+
+/// The type of an inode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FileKind {
+    /// Regular file.
+    File,
+    /// Directory.
+    Dir,
+    /// Symbolic link.
+    Symlink,
+    /// Named pipe.
+    Fifo,
+    /// Unix socket.
+    Socket,
+    /// Character device.
+    CharDev,
+    /// Block device.
+    BlockDev,
+}
+
+/// The attributes of one inode.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Attr {
+    /// Inode number.
+    pub ino: Ino,
+    /// Type.
+    pub kind: FileKind,
+    /// Permission, setuid, setgid and sticky bits (07777).
+    pub mode: u32,
+    /// Number of links; 2 and more for a directory.
+    pub nlink: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Device number of a device node.
+    pub rdev: u32,
+    /// Size in bytes.
+    pub size: u64,
+    /// Bytes of data mapped, holes not counted.
+    pub bytes: u64,
+    /// Last access.
+    pub atime: Time,
+    /// Last change of the data.
+    pub mtime: Time,
+    /// Last change of the inode.
+    pub ctime: Time,
+    /// Birth.
+    pub btime: Time,
+}
+
+/// One entry of a directory listing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dirent {
+    /// Position: entries are listed in its order and it never changes while the entry lives.
+    pub cookie: u64,
+    /// Name, 1 to 255 bytes, without `/` and NUL.
+    pub name: Vec<u8>,
+    /// Attributes of the inode it names.
+    pub attr: Attr,
+}
+
+/// Space of the pool, in bytes of user data and in inodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SpaceUsage {
+    /// Size of the pool.
+    pub bytes_total: u64,
+    /// What can still be written.
+    pub bytes_free: u64,
+    /// Inodes in use.
+    pub inodes_used: u64,
+}

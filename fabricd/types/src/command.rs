@@ -1,0 +1,244 @@
+//! Commands: everything that changes metadata, as it goes through the log.
+
+use crate::{Attr, FileKind, Ino, Policy, StripeId, Time};
+
+/// Who asks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cred {
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+/// One entry of the log.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Command {
+    /// The committer's clock.
+    pub now: Time,
+    /// The change.
+    pub op: Op,
+}
+
+/// A requested time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TimeChange {
+    /// The command's own time.
+    Now,
+    /// This time.
+    Set(Time),
+}
+
+/// A truncation or extension.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SetSize {
+    /// The new size in bytes.
+    pub size: u64,
+}
+
+/// What setattr changes; `None` keeps.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SetAttr {
+    /// Permission bits (07777).
+    pub mode: Option<u32>,
+    /// Owner.
+    pub uid: Option<u32>,
+    /// Group.
+    pub gid: Option<u32>,
+    /// Size.
+    pub size: Option<SetSize>,
+    /// Access time.
+    pub atime: Option<TimeChange>,
+    /// Modification time.
+    pub mtime: Option<TimeChange>,
+    /// Clear setuid, and setgid where group-executable: a write, truncation or chown by an
+    /// unprivileged caller.
+    pub kill_suidgid: bool,
+}
+
+/// rename(2)'s flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RenameMode {
+    /// Replace the target.
+    Replace,
+    /// `RENAME_NOREPLACE`.
+    NoReplace,
+    /// `RENAME_EXCHANGE`.
+    Exchange,
+}
+
+/// setxattr(2)'s flags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XattrMode {
+    /// Create or replace.
+    Any,
+    /// `XATTR_CREATE`.
+    Create,
+    /// `XATTR_REPLACE`.
+    Replace,
+}
+
+/// One range of a file that a commit points at a stripe.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtentPut {
+    /// First byte in the file.
+    pub off: u64,
+    /// Bytes, at least 1.
+    pub len: u64,
+    /// The stripe that holds them.
+    pub stripe: StripeId,
+    /// Where they begin in the stripe's user bytes.
+    pub at: u64,
+}
+
+/// A change of metadata.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Op {
+    /// Create an inode and its first name. Replies `Attr`; `Exists` when the name is taken.
+    Create {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Vec<u8>,
+        /// The type.
+        kind: FileKind,
+        /// Permission bits, umask applied.
+        mode: u32,
+        /// Owner; a setgid parent overrides the group.
+        cred: Cred,
+        /// Device number, or 0.
+        rdev: u32,
+        /// Target of a symbolic link, else empty.
+        target: Vec<u8>,
+    },
+    /// Give an inode another name. Replies `Attr`.
+    Link {
+        /// The inode, not a directory.
+        ino: Ino,
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// Remove a name of something that is not a directory. Replies `Unlinked`.
+    Unlink {
+        /// The directory.
+        parent: Ino,
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// Remove an empty directory. Replies `Unlinked`.
+    Rmdir {
+        /// The directory that holds it.
+        parent: Ino,
+        /// Its name.
+        name: Vec<u8>,
+    },
+    /// rename(2). Replies `Renamed`.
+    Rename {
+        /// From this directory.
+        parent: Ino,
+        /// This name.
+        name: Vec<u8>,
+        /// To this directory.
+        new_parent: Ino,
+        /// This name.
+        new_name: Vec<u8>,
+        /// Flags.
+        mode: RenameMode,
+    },
+    /// Change attributes. Replies `Attr`.
+    SetAttr {
+        /// The inode.
+        ino: Ino,
+        /// The changes.
+        set: SetAttr,
+    },
+    /// Set an extended attribute. Replies `Done`.
+    SetXattr {
+        /// The inode.
+        ino: Ino,
+        /// Its name with namespace.
+        name: Vec<u8>,
+        /// Its value.
+        value: Vec<u8>,
+        /// Flags.
+        mode: XattrMode,
+    },
+    /// Remove an extended attribute. Replies `Done`; `NoAttr` when it was not set.
+    RemoveXattr {
+        /// The inode.
+        ino: Ino,
+        /// Its name with namespace.
+        name: Vec<u8>,
+    },
+    /// Make written stripes visible, all or none. Replies `Attr`.
+    Commit {
+        /// The file.
+        ino: Ino,
+        /// Stripes that this command introduces: id, policy, user bytes.
+        stripes: Vec<(StripeId, Policy, u64)>,
+        /// Ranges of the file and where their bytes now are.
+        extents: Vec<ExtentPut>,
+        /// The file is at least this long afterwards.
+        size_min: u64,
+        /// Modification time, or keep it.
+        mtime: Option<Time>,
+    },
+    /// Make a range a hole, without changing the size. Replies `Attr`.
+    Punch {
+        /// The file.
+        ino: Ino,
+        /// First byte.
+        off: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// Share the extents of one range with another: copy_file_range. Replies `Attr` of `to`.
+    Clone {
+        /// Source file.
+        from: Ino,
+        /// First byte in it.
+        from_off: u64,
+        /// Destination file.
+        to: Ino,
+        /// First byte in it.
+        to_off: u64,
+        /// Bytes.
+        len: u64,
+    },
+    /// The last user of an unlinked inode let go: drop it. Replies `Done`; harmless when it has
+    /// a name or is gone.
+    Reap {
+        /// The inode.
+        ino: Ino,
+    },
+    /// Open a batch of stripe ids; the one before stays open, all earlier ones close. Replies
+    /// `Batch`.
+    OpenBatch,
+    /// The bytes of these dead stripes are gone. Replies `Done`.
+    Collected {
+        /// The stripes, each with the second it died.
+        stripes: Vec<(u64, StripeId)>,
+    },
+}
+
+/// The answer to a command.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Reply {
+    /// Nothing to say.
+    Done,
+    /// The inode as it is now.
+    Attr(Attr),
+    /// What the removed name pointed at, with its link count afterwards.
+    Unlinked(Attr),
+    /// What the rename moved, and what it replaced with its link count afterwards.
+    Renamed {
+        /// The inode that has the new name.
+        moved: Attr,
+        /// The inode that lost it.
+        replaced: Option<Attr>,
+    },
+    /// The number of the opened batch.
+    Batch(u64),
+}

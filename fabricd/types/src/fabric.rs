@@ -1,0 +1,124 @@
+//! The seam between front ends (a mount, a tool) and the fabric (daemon, peers, model).
+
+use crate::{Attr, Dirent, Ino, Op, Policy, Reply, Result, SpaceUsage, StripeId};
+
+/// Where the bytes of a range are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// A hole: zeros.
+    Hole,
+    /// In a stripe, from this byte of its user bytes on.
+    Stripe(StripeId, u64),
+}
+
+/// One range of a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Extent {
+    /// First byte in the file.
+    pub off: u64,
+    /// Bytes.
+    pub len: u64,
+    /// Where they are.
+    pub source: Source,
+}
+
+/// The answer to "where are these bytes".
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExtentMap {
+    /// The committed size of the file.
+    pub size: u64,
+    /// Gap-free from the asked offset, in order, up to the asked end, the end of the file or
+    /// [`crate::limits::EXTENTS_MAX`] ranges, whichever comes first.
+    pub extents: Vec<Extent>,
+}
+
+/// What a front end can ask of the fabric. All methods may be called from many threads and
+/// return within a deadline; none calls back into the front end.
+pub trait Fabric: Send + Sync {
+    /// Apply one change; visible to every later read when it returns, durable after [`Self::sync`].
+    ///
+    /// # Errors
+    /// As the operation says; on an error nothing has changed.
+    fn propose(&self, op: Op) -> Result<Reply>;
+
+    /// The inode that `name` in `parent` names.
+    ///
+    /// # Errors
+    /// `NotFound`, `NotDir`, `NameTooLong`.
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr>;
+
+    /// Attributes.
+    ///
+    /// # Errors
+    /// `Stale` when the inode is gone.
+    fn attr(&self, ino: Ino) -> Result<Attr>;
+
+    /// The directory that holds a directory.
+    ///
+    /// # Errors
+    /// `Stale`, `NotDir`.
+    fn parent(&self, dir: Ino) -> Result<Ino>;
+
+    /// At most `max` entries with a cookie above `after`, in cookie order, without `.` and `..`.
+    ///
+    /// # Errors
+    /// `Stale`, `NotDir`.
+    fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>>;
+
+    /// Target of a symbolic link.
+    ///
+    /// # Errors
+    /// `Invalid` when it is none.
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>>;
+
+    /// Value of an extended attribute as it was set on this inode.
+    ///
+    /// # Errors
+    /// `NoAttr`.
+    fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>>;
+
+    /// Names of the extended attributes set on this inode.
+    ///
+    /// # Errors
+    /// `Stale`.
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>>;
+
+    /// What new stripes of this inode are written with.
+    ///
+    /// # Errors
+    /// `Stale`.
+    fn policy(&self, ino: Ino) -> Result<Policy>;
+
+    /// Where the bytes `off..off+len` are.
+    ///
+    /// # Errors
+    /// `Stale`.
+    fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap>;
+
+    /// Code and store one stripe of 1 to [`crate::limits::STRIPE_BYTES_MAX`] bytes. A commit that
+    /// names it makes it as durable as `policy` says, then visible; without one within ten
+    /// minutes it is dropped.
+    ///
+    /// # Errors
+    /// `NoSpace`, `Io`.
+    fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId>;
+
+    /// Fill `out` with the stripe's user bytes from `at` on.
+    ///
+    /// # Errors
+    /// `NotFound` when the stripe is gone (ask for the extents again), `Io` when too many shards
+    /// are lost.
+    fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()>;
+
+    /// Everything proposed before this call is on stable storage when it returns.
+    ///
+    /// # Errors
+    /// `Io`; the fabric refuses changes from then on.
+    fn sync(&self) -> Result<()>;
+
+    /// Space of the pool.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn usage(&self) -> Result<SpaceUsage>;
+}

@@ -1,0 +1,17 @@
+//! The vocabulary every kosfs crate shares: ids, attributes, commands, errors, limits and the
+//! [`Fabric`] seam between front ends and the fabric. It decides nothing and does no I/O.
+
+mod attr;
+mod command;
+mod error;
+mod fabric;
+mod ids;
+pub mod limits;
+mod policy;
+
+pub use attr::{Attr, Dirent, FileKind, SpaceUsage, Time};
+pub use command::{Command, Cred, ExtentPut, Op, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode};
+pub use error::{Error, Kind, Result};
+pub use fabric::{Extent, ExtentMap, Fabric, Source};
+pub use ids::{Ino, ROOT, Seq, StripeId};
+pub use policy::{Class, Geometry, Policy};

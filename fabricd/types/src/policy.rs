@@ -1,0 +1,70 @@
+//! How the bytes of a file are kept: durability class and erasure-code geometry.
+
+use crate::{Error, Kind, Result};
+
+/// What an acked write survives; docs/SEMANTICS.md has the table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Class {
+    /// On stable storage of all shards' places before the commit.
+    #[default]
+    Disk,
+    /// In named memory of all shards' places: survives kill -9, not a reboot.
+    Memory,
+    /// Memory without parity.
+    Scratch,
+}
+
+/// `k` data shards and `m` parity shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Geometry {
+    k: u8,
+    m: u8,
+}
+
+impl Geometry {
+    /// 4+2.
+    pub const DEFAULT: Self = Self { k: 4, m: 2 };
+
+    /// # Errors
+    /// `Invalid` unless 1 <= k <= 16 and m <= 4.
+    pub fn new(k: u8, m: u8) -> Result<Self> {
+        if (1..=16).contains(&k) && m <= 4 {
+            Ok(Self { k, m })
+        } else {
+            Err(Error::new(Kind::Invalid, "geometry: 1 <= k <= 16 and 0 <= m <= 4"))
+        }
+    }
+
+    /// Data shards.
+    #[must_use]
+    pub const fn k(self) -> usize {
+        self.k as usize
+    }
+
+    /// Parity shards.
+    #[must_use]
+    pub const fn m(self) -> usize {
+        self.m as usize
+    }
+
+    /// All shards.
+    #[must_use]
+    pub const fn n(self) -> usize {
+        self.k as usize + self.m as usize
+    }
+}
+
+/// What new stripes of an inode are written with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// Durability class.
+    pub class: Class,
+    /// Geometry; m is 0 for scratch.
+    pub geometry: Geometry,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self { class: Class::Disk, geometry: Geometry::DEFAULT }
+    }
+}

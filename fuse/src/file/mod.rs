@@ -1,0 +1,242 @@
+//! All files that are open or dirty, and when they are flushed.
+
+mod dirty;
+mod node;
+mod pack;
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX};
+use kos_types::{Attr, Error, Fabric, FileKind, Ino, Op, Result, SetAttr};
+
+pub(crate) use node::{Node, now};
+
+/// A file's buffer that is worth a flush of its own: several stripes, so that one commit and one
+/// round of syncs carry them.
+const FLUSH_BYTES: usize = 32 << 20;
+/// Threads that flush in the background.
+const FLUSHERS: usize = 4;
+/// Time between looks for old buffers.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// The files of one mount.
+pub(crate) struct Files<F> {
+    fabric: Arc<F>,
+    nodes: Mutex<HashMap<Ino, Arc<Node>>>,
+    /// Bytes in all buffers.
+    dirty: AtomicUsize,
+    /// Nodes that left the table: whoever looked at attributes meanwhile looks again.
+    left: AtomicU64,
+}
+
+impl<F: Fabric> Files<F> {
+    pub(crate) fn new(fabric: Arc<F>) -> Self {
+        Self { fabric, nodes: Mutex::default(), dirty: AtomicUsize::new(0), left: AtomicU64::new(0) }
+    }
+
+    fn nodes(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Node>>> {
+        self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn find(&self, ino: Ino) -> Option<Arc<Node>> {
+        self.nodes().get(&ino).map(Arc::clone)
+    }
+
+    /// The node of an open file, or of one that is only touched.
+    fn node(&self, ino: Ino) -> Arc<Node> {
+        Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
+    }
+
+    pub(crate) fn open(&self, ino: Ino) -> Arc<Node> {
+        let mut nodes = self.nodes();
+        let node = nodes.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
+        node.state().opens += 1;
+        Arc::clone(node)
+    }
+
+    pub(crate) fn close(&self, ino: Ino) {
+        if let Some(node) = self.find(ino) {
+            let mut state = node.state();
+            state.opens = state.opens.saturating_sub(1);
+        }
+        self.leave(ino);
+    }
+
+    /// Take a node that is clean and not open out of the table.
+    fn leave(&self, ino: Ino) {
+        if let Entry::Occupied(entry) = self.nodes().entry(ino) {
+            let state = entry.get().state();
+            let idle = state.opens == 0 && state.is_clean() && state.bytes() == 0;
+            drop(state);
+            // One reference in the table and no other: nobody is using it.
+            if idle && Arc::strong_count(entry.get()) == 1 {
+                self.left.fetch_add(1, Ordering::SeqCst);
+                entry.remove();
+            }
+        }
+    }
+
+    /// Attributes as stat shows them, however the fabric's are found.
+    pub(crate) fn fresh(&self, get: impl Fn() -> Result<Attr>) -> Result<Attr> {
+        loop {
+            let left = self.left.load(Ordering::SeqCst);
+            let attr = get()?;
+            if attr.kind != FileKind::File {
+                return Ok(attr);
+            }
+            if let Some(node) = self.find(attr.ino) {
+                return node.attr(&*self.fabric);
+            }
+            // A node that was flushed and left since may have changed what was read.
+            if self.left.load(Ordering::SeqCst) == left {
+                return Ok(attr);
+            }
+        }
+    }
+
+    pub(crate) fn read(&self, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
+        self.node(ino).read(&*self.fabric, off, len)
+    }
+
+    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<()> {
+        let node = self.node(ino);
+        let grown = node.write(&*self.fabric, off, data)?;
+        let total = self.dirty.fetch_add(grown, Ordering::Relaxed) + grown;
+        let own = node.state().bytes();
+        if total > DIRTY_BYTES_MAX || own > 2 * FLUSH_BYTES {
+            // Whoever writes faster than the flushers can take it helps.
+            self.flush_node(&node)?;
+        }
+        Ok(())
+    }
+
+    fn flush_node(&self, node: &Node) -> Result<()> {
+        let (gone, result) = node.flush(&*self.fabric);
+        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        result
+    }
+
+    /// Write a file's buffer out.
+    pub(crate) fn flush(&self, ino: Ino) -> Result<()> {
+        self.find(ino).map_or(Ok(()), |node| self.flush_node(&node))
+    }
+
+    /// The flush error a descriptor has not told yet.
+    pub(crate) fn unseen_error(&self, ino: Ino, seen: &mut u64) -> Result<()> {
+        self.find(ino).map_or(Ok(()), |node| node.unseen_error(seen))
+    }
+
+    /// Write all buffers out; every file is tried, the first error is answered.
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        self.flush_those(|_| true)
+    }
+
+    fn flush_those(&self, wanted: impl Fn(&Node) -> bool) -> Result<()> {
+        let all: Vec<(Ino, Arc<Node>)> =
+            self.nodes().iter().map(|(&ino, node)| (ino, Arc::clone(node))).collect();
+        let (nodes, idle): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, node)| wanted(node));
+        let next = AtomicUsize::new(0);
+        let first = Mutex::new(Ok(()));
+        thread::scope(|scope| {
+            for _ in 0..FLUSHERS.min(nodes.len()) {
+                scope.spawn(|| {
+                    while let Some((ino, node)) = nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        if let Err(e) = self.flush_node(node) {
+                            eprintln!("kos-fuse: flushing inode {}: {e}; kept in memory, tried again", ino.0);
+                            let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+                            if first.is_ok() {
+                                *first = Err(e);
+                            }
+                        }
+                    }
+                });
+            }
+        });
+        for (ino, node) in nodes.into_iter().chain(idle) {
+            drop(node);
+            self.leave(ino);
+        }
+        first.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
+        let node = self.node(ino);
+        let (attr, gone) = node.set_attr(&*self.fabric, set)?;
+        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        drop(node);
+        self.leave(ino);
+        Ok(attr)
+    }
+
+    pub(crate) fn punch(&self, ino: Ino, off: u64, len: u64, size_min: Option<u64>) -> Result<()> {
+        let gone = self.node(ino).punch(&*self.fabric, off, len, size_min)?;
+        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Share `len` bytes of one file with another.
+    pub(crate) fn clone_range(
+        &self,
+        (from, from_off): (Ino, u64),
+        (to, to_off): (Ino, u64),
+        len: u64,
+    ) -> Result<()> {
+        self.flush(from)?;
+        let op = Op::Clone { from, from_off, to, to_off, len };
+        let range = (to_off, to_off.saturating_add(len));
+        let (gone, result) = self.node(to).replace(&*self.fabric, range, || self.fabric.propose(op));
+        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        result
+    }
+
+    /// The file is gone for good.
+    pub(crate) fn forget(&self, ino: Ino) {
+        if let Some(node) = self.find(ino) {
+            self.dirty.fetch_sub(node.drop_buffer(), Ordering::Relaxed);
+        }
+        self.leave(ino);
+    }
+}
+
+/// The thread that flushes old and large buffers; it ends when this is dropped.
+pub(crate) struct Flusher {
+    stop: Option<Sender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    pub(crate) fn start<F: Fabric + 'static>(files: Arc<Files<F>>) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let old = Duration::from_secs(DIRTY_AGE_SECS_MAX);
+        let run = move || {
+            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+                let due = |node: &Node| {
+                    let state = node.state();
+                    state.since.is_some_and(|since| since.elapsed() >= old) || state.bytes() >= FLUSH_BYTES
+                };
+                // Each error is logged where it happened and kept for the file's descriptors.
+                drop(files.flush_those(due));
+            }
+        };
+        let thread = thread::Builder::new()
+            .name("flusher".into())
+            .spawn(run)
+            .map_err(|e| Error::io("flusher: thread", &e))?;
+        Ok(Self { stop: Some(stop), thread: Some(thread) })
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        drop(self.stop.take());
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            eprintln!("kos-fuse: the flusher panicked");
+        }
+    }
+}

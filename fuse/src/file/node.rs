@@ -1,0 +1,337 @@
+//! One open or dirty file: its buffered bytes over what the fabric holds.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits};
+
+use super::dirty::Dirty;
+use super::pack::pack;
+
+/// Times a read starts anew because a flush or another commit got in between.
+const READ_TRIES: usize = 16;
+/// Stripes coded at once by one flush.
+const STRIPES_AT_ONCE: usize = 4;
+
+/// What a file's buffer holds.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// Written since the last flush began.
+    dirty: Dirty,
+    /// What the flush in progress writes; under `dirty`.
+    flushing: Arc<Dirty>,
+    /// The size, where it is beyond the committed one.
+    size: Option<u64>,
+    /// When it was last written, where that is not committed.
+    mtime: Option<Time>,
+    /// Since when it is dirty.
+    pub(crate) since: Option<Instant>,
+    /// Flushes done: a read that saw another number starts anew.
+    flushes: u64,
+    /// The last flush error and its number.
+    error: Option<Error>,
+    errors: u64,
+    pub(crate) opens: u32,
+    /// It has no name any more and its last user went: nothing is to be written.
+    dropped: bool,
+}
+
+impl State {
+    /// Bytes held in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        self.dirty.bytes() + self.flushing.bytes()
+    }
+
+    pub(crate) const fn is_clean(&self) -> bool {
+        self.since.is_none()
+    }
+}
+
+/// One file.
+#[derive(Debug)]
+pub(crate) struct Node {
+    ino: Ino,
+    state: Mutex<State>,
+    /// Held by whoever flushes or changes what is committed; taken before `state`.
+    flush: Mutex<()>,
+}
+
+pub(crate) fn now() -> Time {
+    match SystemTime::now().duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { secs: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
+        Err(_) => Time::default(),
+    }
+}
+
+fn attr_of(reply: Reply) -> Result<Attr> {
+    match reply {
+        Reply::Attr(attr) => Ok(attr),
+        other => Err(Error::new(Kind::Io, format!("fabric: unexpected reply {other:?}"))),
+    }
+}
+
+impl Node {
+    pub(crate) fn new(ino: Ino) -> Self {
+        Self { ino, state: Mutex::default(), flush: Mutex::default() }
+    }
+
+    pub(crate) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn flush_lock(&self) -> MutexGuard<'_, ()> {
+        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What stat shows: the committed attributes with the buffer's size and time.
+    pub(crate) fn attr<F: Fabric>(&self, fabric: &F) -> Result<Attr> {
+        let state = self.state();
+        // Read under the lock: a flush that ends meanwhile waits to forget what it committed.
+        Ok(overlay(&state, fabric.attr(self.ino)?))
+    }
+
+    /// Write at `off`, or at the end when there is none. Answers the change of buffered bytes.
+    pub(crate) fn write<F: Fabric>(&self, fabric: &F, off: Option<u64>, data: &[u8]) -> Result<usize> {
+        let mut state = self.state();
+        let off = match off {
+            Some(off) => off,
+            None => overlay(&state, fabric.attr(self.ino)?).size,
+        };
+        let end = off
+            .checked_add(data.len() as u64)
+            .filter(|&end| end <= limits::FILE_BYTES_MAX)
+            .ok_or_else(|| Error::new(Kind::TooLarge, "write"))?;
+        let before = state.dirty.bytes();
+        state.dirty.insert(off, data);
+        state.size = Some(state.size.unwrap_or(0).max(end));
+        state.mtime = Some(now());
+        state.since.get_or_insert_with(Instant::now);
+        Ok(state.dirty.bytes() - before)
+    }
+
+    /// At most `len` bytes from `off` on; fewer only at the end of the file.
+    pub(crate) fn read<F: Fabric>(&self, fabric: &F, off: u64, len: usize) -> Result<Vec<u8>> {
+        for _ in 0..READ_TRIES {
+            let flushes = self.state().flushes;
+            let map = fabric.extents(self.ino, off, len as u64)?;
+            let mut out = vec![0; len];
+            let mut end = off;
+            let mut gone = false;
+            for extent in &map.extents {
+                let part = &mut out[(extent.off - off) as usize..(extent.off - off + extent.len) as usize];
+                end = extent.off + extent.len;
+                if let Source::Stripe(id, at) = extent.source {
+                    match fabric.read_stripe(id, at, part) {
+                        Err(e) if e.kind() == Kind::NotFound => gone = true,
+                        other => other?,
+                    }
+                }
+            }
+            let state = self.state();
+            if gone || state.flushes != flushes {
+                continue;
+            }
+            let size = map.size.max(state.size.unwrap_or(0));
+            let wanted = size.min(off.saturating_add(len as u64));
+            // A map that was cut short ends before the bytes do: answer what is known.
+            let complete = end >= wanted.min(map.size);
+            let upto = if complete { wanted } else { end };
+            out.truncate(upto.saturating_sub(off) as usize);
+            state.flushing.overlay(off, &mut out);
+            state.dirty.overlay(off, &mut out);
+            drop(state);
+            if !complete {
+                let more = self.read(fabric, end, len - out.len())?;
+                out.extend_from_slice(&more);
+            }
+            return Ok(out);
+        }
+        Err(Error::new(Kind::TimedOut, "read: the file changes faster than it can be read"))
+    }
+
+    /// Write the buffer out and commit it; what is written meanwhile stays for the next flush.
+    /// Answers the bytes that left memory, on an error too.
+    pub(crate) fn flush<F: Fabric>(&self, fabric: &F) -> (usize, Result<()>) {
+        let _one_at_a_time = self.flush_lock();
+        self.flush_locked(fabric)
+    }
+
+    fn flush_locked<F: Fabric>(&self, fabric: &F) -> (usize, Result<()>) {
+        let (flushing, size, mtime) = {
+            let mut state = self.state();
+            if state.is_clean() || state.dropped {
+                return (0, Ok(()));
+            }
+            state.flushing = Arc::new(std::mem::take(&mut state.dirty));
+            state.since = None;
+            (Arc::clone(&state.flushing), state.size, state.mtime)
+        };
+        let result = self.commit(fabric, &flushing, size, mtime);
+        let mut state = self.state();
+        let bytes = flushing.bytes();
+        state.flushing = Arc::default();
+        match result {
+            Ok(attr) => {
+                state.flushes += 1;
+                state.size = state.size.filter(|&size| size > attr.size);
+                state.mtime = state.mtime.filter(|&time| Some(time) != mtime);
+                (bytes, Ok(()))
+            }
+            Err(e) => {
+                // Kept, under what was written since; a later flush tries again.
+                let both = bytes + state.dirty.bytes();
+                let mut kept = Arc::unwrap_or_clone(flushing);
+                kept.merge(&state.dirty);
+                let gone = both - kept.bytes();
+                state.dirty = kept;
+                state.since.get_or_insert_with(Instant::now);
+                state.errors += 1;
+                state.error = Some(e.clone());
+                (gone, Err(e))
+            }
+        }
+    }
+
+    fn commit<F: Fabric>(
+        &self,
+        fabric: &F,
+        dirty: &Dirty,
+        size: Option<u64>,
+        mtime: Option<Time>,
+    ) -> Result<Attr> {
+        let policy = fabric.policy(self.ino)?;
+        let packed = pack(dirty);
+        let mut stripes = Vec::with_capacity(packed.len());
+        let mut extents = Vec::new();
+        for group in packed.chunks(STRIPES_AT_ONCE) {
+            let ids: Vec<Result<_>> = match group {
+                [single] => vec![fabric.write_stripe(policy, &single.data)],
+                group => std::thread::scope(|scope| {
+                    let writes: Vec<_> =
+                        group.iter().map(|p| scope.spawn(|| fabric.write_stripe(policy, &p.data))).collect();
+                    let panicked = |_| Err(Error::new(Kind::Io, "flush: panicked"));
+                    writes.into_iter().map(|w| w.join().unwrap_or_else(panicked)).collect()
+                }),
+            };
+            for (packed, id) in group.iter().zip(ids) {
+                let id = id?;
+                stripes.push((id, policy, packed.data.len() as u64));
+                extents.extend(packed.extents(id));
+            }
+        }
+        let op = Op::Commit { ino: self.ino, stripes, extents, size_min: size.unwrap_or(0), mtime };
+        attr_of(fabric.propose(op)?)
+    }
+
+    /// Change attributes; a size cuts the buffer too. Answers what stat shows then, and the
+    /// bytes that left memory.
+    pub(crate) fn set_attr<F: Fabric>(&self, fabric: &F, set: SetAttr) -> Result<(Attr, usize)> {
+        let _no_flush = self.flush_lock();
+        let mut state = self.state();
+        let (size, mtime) = (set.size, set.mtime);
+        let attr = attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
+        let before = state.dirty.bytes();
+        if let Some(SetSize { size }) = size {
+            state.dirty.remove(size, u64::MAX);
+            state.size = None;
+            state.flushes += 1;
+        }
+        if size.is_some() || mtime.is_some() {
+            state.mtime = None;
+        }
+        settle(&mut state);
+        Ok((overlay(&state, attr), before - state.dirty.bytes()))
+    }
+
+    /// Make a range a hole; with `size_min` the file is at least that long then. Answers the
+    /// bytes that left memory.
+    pub(crate) fn punch<F: Fabric>(
+        &self,
+        fabric: &F,
+        off: u64,
+        len: u64,
+        size_min: Option<u64>,
+    ) -> Result<usize> {
+        let _no_flush = self.flush_lock();
+        let mut state = self.state();
+        attr_of(fabric.propose(Op::Punch { ino: self.ino, off, len })?)?;
+        state.flushes += 1;
+        let before = state.dirty.bytes();
+        state.dirty.remove(off, off.saturating_add(len));
+        state.mtime = None;
+        let size = overlay(&state, fabric.attr(self.ino)?).size;
+        if let Some(longer) = size_min.filter(|&min| min > size) {
+            let set = SetAttr { size: Some(SetSize { size: longer }), ..SetAttr::default() };
+            // Committed bytes may be fewer than buffered ones, but both end below `longer`.
+            attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
+            state.size = None;
+        }
+        settle(&mut state);
+        Ok(before - state.dirty.bytes())
+    }
+
+    /// Run `change`, which replaces committed bytes of `off..end`, with the buffer flushed.
+    pub(crate) fn replace<F: Fabric>(
+        &self,
+        fabric: &F,
+        (off, end): (u64, u64),
+        change: impl FnOnce() -> Result<Reply>,
+    ) -> (usize, Result<()>) {
+        let _no_flush = self.flush_lock();
+        let (flushed, result) = self.flush_locked(fabric);
+        if result.is_err() {
+            return (flushed, result);
+        }
+        let mut state = self.state();
+        if let Err(e) = change().and_then(attr_of) {
+            return (flushed, Err(e));
+        }
+        state.flushes += 1;
+        let before = state.dirty.bytes();
+        state.dirty.remove(off, end);
+        settle(&mut state);
+        (flushed + before - state.dirty.bytes(), Ok(()))
+    }
+
+    /// Forget the buffer: the file is gone. Answers the bytes that left memory.
+    pub(crate) fn drop_buffer(&self) -> usize {
+        let _no_flush = self.flush_lock();
+        let mut state = self.state();
+        let bytes = state.dirty.bytes();
+        *state = State { opens: state.opens, dropped: true, ..State::default() };
+        bytes
+    }
+
+    /// The flush error that a descriptor which has seen `seen` of them has not seen.
+    pub(crate) fn unseen_error(&self, seen: &mut u64) -> Result<()> {
+        let state = self.state();
+        let unseen = state.errors > *seen;
+        *seen = state.errors;
+        match &state.error {
+            Some(e) if unseen => Err(e.clone()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Errors so far: a new descriptor has nothing to do with them.
+    pub(crate) fn errors(&self) -> u64 {
+        self.state().errors
+    }
+}
+
+fn overlay(state: &State, mut attr: Attr) -> Attr {
+    attr.size = attr.size.max(state.size.unwrap_or(0));
+    attr.bytes += state.bytes() as u64;
+    if let Some(time) = state.mtime {
+        attr.mtime = time;
+        attr.ctime = attr.ctime.max(time);
+    }
+    attr
+}
+
+/// Whether anything is left to flush.
+fn settle(state: &mut State) {
+    if state.dirty.is_empty() && state.size.is_none() && state.mtime.is_none() {
+        state.since = None;
+    }
+}

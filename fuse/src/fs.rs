@@ -1,0 +1,412 @@
+//! What file operations mean, without a word of the kernel's protocol.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use kos_types::{
+    Attr, Cred, Dirent, Error, Fabric, FileKind, Ino, Kind, Op, ROOT, RenameMode, Reply, Result, SetAttr,
+    SetSize, Source, SpaceUsage, Time, XattrMode, limits,
+};
+
+use crate::control::{self, TOP};
+use crate::file::{Files, now};
+
+/// `.` and `..` in listings.
+const DOT: u64 = 1;
+const DOTDOT: u64 = 2;
+const SUID_SGID: u32 = 0o6000;
+
+/// A file system call's target by name.
+pub(crate) type Name<'a> = (Ino, &'a [u8]);
+
+/// One open file description.
+struct Handle {
+    ino: Ino,
+    append: bool,
+    /// Flush errors this description has reported or was opened after.
+    errors_seen: u64,
+}
+
+/// How the kernel is to treat an open file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Caching {
+    /// Page cache, kept from the last open.
+    Keep,
+    /// Every read and write comes here.
+    Direct,
+}
+
+/// fallocate(2)'s operations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Allocate {
+    /// Make room; the file grows.
+    Extend,
+    /// Make room beyond the end without growing.
+    Reserve,
+    /// `PUNCH_HOLE`.
+    Punch,
+    /// `ZERO_RANGE`; with `true` the size is kept.
+    Zero(bool),
+}
+
+/// A mounted fabric.
+pub(crate) struct Fs<F> {
+    fabric: Arc<F>,
+    pub(crate) files: Arc<Files<F>>,
+    mounted: Time,
+    handles: Mutex<HashMap<u64, Handle>>,
+    next_handle: AtomicU64,
+    /// Inodes without a name that the kernel still knows: reaped when it forgets them.
+    orphans: Mutex<HashSet<Ino>>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fixed() -> Error {
+    Error::new(Kind::NotPermitted, "the mount's root holds only kosfs's own directories: use mem/")
+}
+
+fn unexpected(reply: &Reply) -> Error {
+    Error::new(Kind::Io, format!("fabric: unexpected reply {reply:?}"))
+}
+
+impl<F: Fabric> Fs<F> {
+    pub(crate) fn new(fabric: Arc<F>) -> Self {
+        Self {
+            files: Arc::new(Files::new(Arc::clone(&fabric))),
+            fabric,
+            mounted: now(),
+            handles: Mutex::default(),
+            next_handle: AtomicU64::new(1),
+            orphans: Mutex::default(),
+        }
+    }
+
+    pub(crate) fn lookup(&self, (parent, name): Name<'_>) -> Result<Attr> {
+        if control::owns(parent) {
+            let ino = control::lookup(name).ok_or_else(|| Error::new(Kind::NotFound, "lookup"))?;
+            return self.attr(ino);
+        }
+        self.files.fresh(|| self.fabric.lookup(parent, name))
+    }
+
+    pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
+        if control::owns(ino) {
+            return Ok(control::attr(self.mounted));
+        }
+        self.files.fresh(|| self.fabric.attr(ino))
+    }
+
+    pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr) -> Result<Attr> {
+        if control::owns(ino) {
+            return Err(fixed());
+        }
+        // The kernel's word for it does not reach us through fuser, so always.
+        set.kill_suidgid |= set.size.is_some();
+        let attr = self.files.set_attr(ino, set)?;
+        Ok(attr)
+    }
+
+    pub(crate) fn create(
+        &self,
+        (parent, name): Name<'_>,
+        kind: FileKind,
+        (mode, rdev): (u32, u32),
+        cred: Cred,
+        target: &[u8],
+    ) -> Result<Attr> {
+        if control::owns(parent) {
+            return Err(fixed());
+        }
+        let (name, target) = (name.to_vec(), target.to_vec());
+        match self.fabric.propose(Op::Create { parent, name, kind, mode, cred, rdev, target })? {
+            Reply::Attr(attr) => Ok(attr),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) fn link(&self, ino: Ino, (parent, name): Name<'_>) -> Result<Attr> {
+        if control::owns(parent) || control::owns(ino) {
+            return Err(fixed());
+        }
+        self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() })?;
+        self.attr(ino)
+    }
+
+    pub(crate) fn unlink(&self, (parent, name): Name<'_>) -> Result<()> {
+        self.remove(parent, Op::Unlink { parent, name: name.to_vec() })
+    }
+
+    pub(crate) fn rmdir(&self, (parent, name): Name<'_>) -> Result<()> {
+        self.remove(parent, Op::Rmdir { parent, name: name.to_vec() })
+    }
+
+    fn remove(&self, parent: Ino, op: Op) -> Result<()> {
+        if control::owns(parent) {
+            return Err(fixed());
+        }
+        match self.fabric.propose(op)? {
+            Reply::Unlinked(attr) => {
+                self.unlinked(&attr);
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// The kernel forgets an inode without a name when its last user lets go.
+    fn unlinked(&self, attr: &Attr) {
+        if attr.nlink == 0 {
+            lock(&self.orphans).insert(attr.ino);
+        }
+    }
+
+    pub(crate) fn forget(&self, ino: Ino) {
+        if !lock(&self.orphans).remove(&ino) {
+            return;
+        }
+        self.files.forget(ino);
+        if let Err(e) = self.fabric.propose(Op::Reap { ino }) {
+            eprintln!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
+        }
+    }
+
+    pub(crate) fn rename(&self, from: Name<'_>, to: Name<'_>, mode: RenameMode) -> Result<()> {
+        if control::owns(from.0) || control::owns(to.0) {
+            return Err(fixed());
+        }
+        // Programs replace files by writing a new one and renaming it over the old: its data
+        // goes first, or a crash could leave an empty file where either was promised.
+        if mode != RenameMode::NoReplace && self.fabric.lookup(to.0, to.1).is_ok() {
+            let source = self.fabric.lookup(from.0, from.1)?;
+            self.files.flush(source.ino)?;
+        }
+        let op = Op::Rename {
+            parent: from.0,
+            name: from.1.to_vec(),
+            new_parent: to.0,
+            new_name: to.1.to_vec(),
+            mode,
+        };
+        match self.fabric.propose(op)? {
+            Reply::Renamed { replaced, .. } => {
+                if let Some(attr) = replaced {
+                    self.unlinked(&attr);
+                }
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    pub(crate) fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.fabric.readlink(ino)
+    }
+
+    /// Give entries behind position `after` to `add` until it is full.
+    pub(crate) fn list(&self, ino: Ino, after: u64, mut add: impl FnMut(&Dirent) -> bool) -> Result<()> {
+        let dot = |cookie, name: &[u8], ino| -> Result<Dirent> {
+            Ok(Dirent { cookie, name: name.to_vec(), attr: self.attr(ino)? })
+        };
+        if after < DOT && add(&dot(DOT, b".", ino)?) {
+            return Ok(());
+        }
+        if after < DOTDOT {
+            let parent = match ino {
+                TOP | ROOT => TOP,
+                _ => self.fabric.parent(ino)?,
+            };
+            if add(&dot(DOTDOT, b"..", parent)?) {
+                return Ok(());
+            }
+        }
+        if control::owns(ino) {
+            for (cookie, name, ino) in control::list(after) {
+                if add(&dot(cookie, name, ino)?) {
+                    break;
+                }
+            }
+            return Ok(());
+        }
+        let mut after = after;
+        loop {
+            // The kernel asks for a page's worth; a buffer holds at most some hundred entries.
+            let entries = self.fabric.list(ino, after, 128)?;
+            let Some(last) = entries.last() else { return Ok(()) };
+            after = last.cookie;
+            for mut entry in entries {
+                if entry.attr.kind == FileKind::File {
+                    // It may be gone since the listing was read.
+                    match self.attr(entry.attr.ino) {
+                        Ok(attr) => entry.attr = attr,
+                        Err(e) if e.kind() == Kind::Stale => continue,
+                        Err(e) => return Err(e),
+                    }
+                }
+                if add(&entry) {
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    pub(crate) fn open(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
+        if control::owns(ino) {
+            return Err(Error::new(Kind::IsDir, "open"));
+        }
+        // It may have gone since the kernel looked it up.
+        self.fabric.attr(ino)?;
+        Ok(self.opened(ino, flags))
+    }
+
+    /// A handle for an inode that is known to be there.
+    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> (u64, Caching) {
+        let node = self.files.open(ino);
+        let append = flags & libc::O_APPEND != 0;
+        let handle = Handle { ino, append, errors_seen: node.errors() };
+        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
+        lock(&self.handles).insert(number, handle);
+        let direct = append || flags & libc::O_DIRECT != 0;
+        (number, if direct { Caching::Direct } else { Caching::Keep })
+    }
+
+    pub(crate) fn release(&self, handle: u64) {
+        let gone = lock(&self.handles).remove(&handle);
+        if let Some(gone) = gone {
+            self.files.close(gone.ino);
+        }
+    }
+
+    pub(crate) fn read(&self, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
+        self.files.read(ino, off, len)
+    }
+
+    /// `kill` clears setuid and setgid: the kernel says so for writers without privilege.
+    pub(crate) fn write(&self, ino: Ino, handle: u64, off: u64, data: &[u8], kill: bool) -> Result<()> {
+        if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
+            self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
+        }
+        let append = lock(&self.handles).get(&handle).is_some_and(|h| h.append);
+        // The kernel's idea of the end may be old: ours is taken under the file's lock.
+        self.files.write(ino, (!append).then_some(off), data)
+    }
+
+    /// close(2) of one descriptor: what failed in the background is told once.
+    pub(crate) fn closing(&self, handle: u64) -> Result<()> {
+        self.tell_error(handle)
+    }
+
+    fn tell_error(&self, handle: u64) -> Result<()> {
+        let mut handles = lock(&self.handles);
+        let Some(handle) = handles.get_mut(&handle) else { return Ok(()) };
+        self.files.unseen_error(handle.ino, &mut handle.errors_seen)
+    }
+
+    pub(crate) fn fsync(&self, ino: Ino, handle: u64) -> Result<()> {
+        let flushed = self.files.flush(ino);
+        // Also marks an error of this very flush as told.
+        let told = self.tell_error(handle);
+        flushed.and(told)?;
+        self.fabric.sync()
+    }
+
+    /// Names need no flush; the root stands for the whole mount.
+    pub(crate) fn fsync_dir(&self, ino: Ino) -> Result<()> {
+        if control::owns(ino) {
+            self.files.flush_all()?;
+        }
+        self.fabric.sync()
+    }
+
+    pub(crate) fn allocate(&self, ino: Ino, off: u64, len: u64, mode: Allocate) -> Result<()> {
+        let end = off
+            .checked_add(len)
+            .filter(|&end| end <= limits::FILE_BYTES_MAX)
+            .ok_or_else(|| Error::new(Kind::TooLarge, "fallocate"))?;
+        match mode {
+            Allocate::Extend | Allocate::Reserve => {
+                // Stripes are never overwritten in place, so nothing can be set aside for a
+                // range; but what cannot fit is told now.
+                if len > self.fabric.usage()?.bytes_free {
+                    return Err(Error::new(Kind::NoSpace, "fallocate: more than the pool has free"));
+                }
+                if mode == Allocate::Extend && self.attr(ino)?.size < end {
+                    let set = SetAttr { size: Some(SetSize { size: end }), ..SetAttr::default() };
+                    self.files.set_attr(ino, set)?;
+                }
+                Ok(())
+            }
+            Allocate::Punch | Allocate::Zero(true) => self.files.punch(ino, off, len, None),
+            Allocate::Zero(false) => self.files.punch(ino, off, len, Some(end)),
+        }
+    }
+
+    /// The next data or hole from `off` on; none beyond the end of the file.
+    pub(crate) fn seek(&self, ino: Ino, off: u64, data: bool) -> Result<Option<u64>> {
+        self.files.flush(ino)?;
+        let size = self.attr(ino)?.size;
+        let mut at = off;
+        while at < size {
+            let map = self.fabric.extents(ino, at, size - at)?;
+            if map.extents.is_empty() {
+                break;
+            }
+            for extent in &map.extents {
+                if (extent.source == Source::Hole) != data {
+                    return Ok(Some(extent.off));
+                }
+                at = extent.off + extent.len;
+            }
+        }
+        Ok((!data && off < size).then_some(size))
+    }
+
+    /// Answers the bytes copied: fewer at the end of the source.
+    pub(crate) fn copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+        let size = self.attr(from.0)?.size;
+        let len = len.min(size.saturating_sub(from.1));
+        if len > 0 {
+            self.files.clone_range(from, to, len)?;
+        }
+        Ok(len)
+    }
+
+    pub(crate) fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        if control::owns(ino) {
+            return Err(Error::new(Kind::NoAttr, "xattr"));
+        }
+        self.fabric.xattr(ino, name)
+    }
+
+    pub(crate) fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        if control::owns(ino) {
+            return Ok(Vec::new());
+        }
+        self.fabric.xattrs(ino)
+    }
+
+    pub(crate) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+        if control::owns(ino) {
+            return Err(fixed());
+        }
+        self.fabric.propose(Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode }).map(drop)
+    }
+
+    pub(crate) fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+        if control::owns(ino) {
+            return Err(fixed());
+        }
+        self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() }).map(drop)
+    }
+
+    pub(crate) fn usage(&self) -> Result<SpaceUsage> {
+        self.fabric.usage()
+    }
+
+    pub(crate) fn flush_all(&self) -> Result<()> {
+        self.files.flush_all().and_then(|()| self.fabric.sync())
+    }
+}

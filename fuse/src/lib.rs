@@ -1,0 +1,11 @@
+//! The mount: kernel requests become questions to an `impl Fabric`, and written bytes are kept
+//! until they are flushed as stripes. It owns file semantics and the write buffer; it must not
+//! know how a fabric works.
+
+mod control;
+mod file;
+mod fs;
+mod mount;
+mod session;
+
+pub use mount::{MountOptions, Mounted, mount};

@@ -1,0 +1,130 @@
+//! Mounting, unmounting, and what a mount asks of the machine.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::thread;
+
+use fuser::{Config, MountOption, SessionACL};
+use kos_types::{Error, Fabric, Result};
+use rustix::fs::{major, minor};
+use rustix::mount::{UnmountFlags, unmount};
+
+use crate::file::Flusher;
+use crate::fs::Fs;
+use crate::session::Session;
+
+/// The kernel offers 128 KiB; sequential readers gain up to here.
+const READAHEAD_KIB: u32 = 4096;
+
+/// How and where to mount.
+#[derive(Debug, Clone)]
+pub struct MountOptions {
+    /// The mount directory.
+    pub dir: PathBuf,
+    /// What mount(8) shows as the source.
+    pub source: String,
+    /// Requests served at once.
+    pub threads: usize,
+}
+
+/// A mount in this process.
+pub struct Mounted {
+    dir: PathBuf,
+    flush: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    ended: Arc<(Mutex<bool>, Condvar)>,
+    _flusher: Flusher,
+}
+
+impl fmt::Debug for Mounted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mounted").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// Mount `fabric`. The mount answers when this returns.
+///
+/// # Errors
+/// `Io` when the kernel refuses: no /dev/fuse, no privilege, no directory.
+pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Result<Mounted> {
+    let fs = Arc::new(Fs::new(fabric));
+    let mut config = Config::default();
+    config.mount_options = vec![
+        MountOption::FSName(options.source.clone()),
+        MountOption::Subtype("kosfs".into()),
+        MountOption::DefaultPermissions,
+        MountOption::Dev,
+        MountOption::Suid,
+    ];
+    config.acl = SessionACL::All;
+    config.n_threads = Some(options.threads);
+    config.clone_fd = true;
+    let session = fuser::Session::new(Session(Arc::clone(&fs)), &options.dir, &config)
+        .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e))?;
+
+    let ended = Arc::new((Mutex::new(false), Condvar::new()));
+    let signal = Arc::clone(&ended);
+    let serve = move || {
+        if let Err(e) = session.run() {
+            eprintln!("kos-fuse: the session ended: {e}");
+        }
+        *signal.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        signal.1.notify_all();
+    };
+    thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
+    if let Err(e) = raise_readahead(&options.dir) {
+        eprintln!("kos-fuse: readahead stays at the kernel's default: {e}");
+    }
+    let flusher = Flusher::start(Arc::clone(&fs.files))?;
+    Ok(Mounted {
+        dir: options.dir.clone(),
+        flush: Box::new(move || fs.flush_all()),
+        ended,
+        _flusher: flusher,
+    })
+}
+
+fn raise_readahead(dir: &Path) -> io::Result<()> {
+    let dev = fs::metadata(dir)?.dev();
+    let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(dev), minor(dev));
+    fs::write(path, READAHEAD_KIB.to_string())
+}
+
+impl Mounted {
+    /// Everything written so far is committed and on stable storage.
+    ///
+    /// # Errors
+    /// The first file's error; its bytes stay in memory.
+    pub fn flush_all(&self) -> Result<()> {
+        (self.flush)()
+    }
+
+    /// Block until the mount is gone, whoever unmounted it.
+    pub fn wait(&self) {
+        let mut ended = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+        while !*ended {
+            ended = self.ended.1.wait(ended).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Flush, take the mount out of the tree, and flush what was written meanwhile. Programs
+    /// that still have files open on it lose them when the process ends.
+    ///
+    /// # Errors
+    /// As [`Self::flush_all`], and `Io` when the kernel refuses to unmount.
+    pub fn unmount(&self) -> Result<()> {
+        self.flush_all()?;
+        let gone = match unmount(&self.dir, UnmountFlags::empty()) {
+            Err(rustix::io::Errno::BUSY) => {
+                eprintln!("kos-fuse: {} is in use: unmounting it lazily", self.dir.display());
+                unmount(&self.dir, UnmountFlags::DETACH)
+            }
+            other => other,
+        };
+        gone.map_err(|e| Error::io("unmount", &e.into()))?;
+        self.flush_all()
+    }
+}

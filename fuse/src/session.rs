@@ -1,0 +1,552 @@
+//! fuser's requests as calls of [`Fs`], and its answers back. Nothing is decided here.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use fuser::{
+    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
+    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+};
+use kos_types::{
+    Attr, Cred, Error, Fabric, FileKind, Ino, Kind, RenameMode, SetAttr, SetSize, Time, TimeChange,
+    XattrMode, limits,
+};
+
+use crate::fs::{Allocate, Caching, Fs};
+
+/// How long the kernel may answer from its caches. Only this mount changes the tree, so this
+/// bounds only how old the block count of a file flushed in the background may be.
+const TTL: Duration = Duration::from_secs(1);
+/// Bytes of one request; larger ones save little (docs: limits).
+const MAX_WRITE: u32 = 1 << 20;
+/// Requests the kernel may have in flight in the background.
+const MAX_BACKGROUND: u16 = 64;
+/// statfs's unit.
+const STATFS_BLOCK: u32 = 4096;
+/// What the mount wants from the kernel; each is left out where the kernel lacks it.
+const WANTED: [InitFlags; 8] = [
+    InitFlags::FUSE_PARALLEL_DIROPS,
+    InitFlags::FUSE_DO_READDIRPLUS,
+    InitFlags::FUSE_READDIRPLUS_AUTO,
+    InitFlags::FUSE_ASYNC_DIO,
+    InitFlags::FUSE_HANDLE_KILLPRIV_V2,
+    InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
+    InitFlags::FUSE_CACHE_SYMLINKS,
+    InitFlags::FUSE_MAX_PAGES,
+];
+
+/// The fuser side of a mount.
+pub(crate) struct Session<F>(pub(crate) Arc<Fs<F>>);
+
+fn errno(e: &Error) -> Errno {
+    if e.kind() == Kind::Io {
+        eprintln!("kos-fuse: {e}");
+    }
+    Errno::from_i32(e.errno())
+}
+
+const fn ino(node: INodeNo) -> Ino {
+    Ino(node.0)
+}
+
+const fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Dir => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+        FileKind::CharDev => FileType::CharDevice,
+        FileKind::BlockDev => FileType::BlockDevice,
+    }
+}
+
+fn kind_of_mode(mode: u32) -> Option<FileKind> {
+    match mode & libc::S_IFMT {
+        libc::S_IFREG => Some(FileKind::File),
+        libc::S_IFIFO => Some(FileKind::Fifo),
+        libc::S_IFSOCK => Some(FileKind::Socket),
+        libc::S_IFCHR => Some(FileKind::CharDev),
+        libc::S_IFBLK => Some(FileKind::BlockDev),
+        _ => None,
+    }
+}
+
+fn system_time(time: Time) -> SystemTime {
+    let nanos = Duration::from_nanos(time.nanos.into());
+    let secs = Duration::from_secs(time.secs.unsigned_abs());
+    // Out of SystemTime's range is out of the kernel's too; the epoch is the visible mark of it.
+    let base = if time.secs < 0 { UNIX_EPOCH.checked_sub(secs) } else { UNIX_EPOCH.checked_add(secs) };
+    base.and_then(|base| base.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
+}
+
+fn time(time: SystemTime) -> Time {
+    match time.duration_since(UNIX_EPOCH) {
+        Ok(since) => Time { secs: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
+        Err(before) => {
+            let before = before.duration();
+            let (secs, nanos) = (before.as_secs().cast_signed(), before.subsec_nanos());
+            if nanos == 0 {
+                Time { secs: -secs, nanos }
+            } else {
+                Time { secs: -secs - 1, nanos: 1_000_000_000 - nanos }
+            }
+        }
+    }
+}
+
+fn time_change(change: TimeOrNow) -> TimeChange {
+    match change {
+        TimeOrNow::Now => TimeChange::Now,
+        TimeOrNow::SpecificTime(at) => TimeChange::Set(time(at)),
+    }
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino.0),
+        size: attr.size,
+        blocks: attr.bytes.div_ceil(512),
+        atime: system_time(attr.atime),
+        mtime: system_time(attr.mtime),
+        ctime: system_time(attr.ctime),
+        crtime: system_time(attr.btime),
+        kind: file_type(attr.kind),
+        perm: (attr.mode & 0o7777) as u16,
+        nlink: attr.nlink,
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: attr.rdev,
+        blksize: limits::BLOCK_BYTES as u32,
+        flags: 0,
+    }
+}
+
+fn entry(reply: ReplyEntry, result: Result<Attr, Error>) {
+    match result {
+        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn empty(reply: ReplyEmpty, result: Result<(), Error>) {
+    match result {
+        Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn attributes(reply: ReplyAttr, result: Result<Attr, Error>) {
+    match result {
+        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+/// The size protocol of getxattr and listxattr.
+fn value(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
+    match result {
+        // At most 64 KiB, or 1024 names of 256 bytes.
+        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
+        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
+        Ok(bytes) => reply.data(&bytes),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn cred(req: &Request) -> Cred {
+    Cred { uid: req.uid(), gid: req.gid() }
+}
+
+const fn open_flags(caching: Caching) -> FopenFlags {
+    match caching {
+        Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
+        Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
+    }
+}
+
+impl<F: Fabric + 'static> Filesystem for Session<F> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        for flag in WANTED {
+            if config.add_capabilities(flag).is_err() {
+                eprintln!("kos-fuse: this kernel has no {flag:?}; the mount works without");
+            }
+        }
+        // Refused values leave the kernel's own: slower, not wrong.
+        if config.set_max_write(MAX_WRITE).is_err() || config.set_max_background(MAX_BACKGROUND).is_err() {
+            eprintln!("kos-fuse: the kernel keeps its own request sizes");
+        }
+        Ok(())
+    }
+
+    fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        entry(reply, self.0.lookup((ino(parent), name.as_bytes())));
+    }
+
+    fn forget(&self, _req: &Request, node: INodeNo, _nlookup: u64) {
+        self.0.forget(ino(node));
+    }
+
+    fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
+        attributes(reply, self.0.attr(ino(node)));
+    }
+
+    fn setattr(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        size: Option<u64>,
+        atime: Option<TimeOrNow>,
+        mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _fh: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let set = SetAttr {
+            mode,
+            uid,
+            gid,
+            size: size.map(|size| SetSize { size }),
+            atime: atime.map(time_change),
+            mtime: mtime.map(time_change),
+            kill_suidgid: false,
+        };
+        attributes(reply, self.0.set_attr(ino(node), set));
+    }
+
+    fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
+        match self.0.readlink(ino(node)) {
+            Ok(target) => reply.data(&target),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn mknod(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
+        let mode = mode & 0o7777 & !umask;
+        entry(reply, self.0.create((ino(parent), name.as_bytes()), kind, (mode, rdev), cred(req), b""));
+    }
+
+    fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let mode = mode & 0o7777 & !umask;
+        entry(reply, self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, (mode, 0), cred(req), b""));
+    }
+
+    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.0.unlink((ino(parent), name.as_bytes())));
+    }
+
+    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.0.rmdir((ino(parent), name.as_bytes())));
+    }
+
+    fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let target = target.as_os_str().as_bytes();
+        let name = (ino(parent), name.as_bytes());
+        entry(reply, self.0.create(name, FileKind::Symlink, (0o777, 0), cred(req), target));
+    }
+
+    fn rename(
+        &self,
+        _req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        newparent: INodeNo,
+        newname: &OsStr,
+        flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
+        let mode = if flags.is_empty() {
+            RenameMode::Replace
+        } else if flags == RenameFlags::RENAME_NOREPLACE {
+            RenameMode::NoReplace
+        } else if flags == RenameFlags::RENAME_EXCHANGE {
+            RenameMode::Exchange
+        } else {
+            return reply.error(Errno::EINVAL);
+        };
+        let (from, to) = ((ino(parent), name.as_bytes()), (ino(newparent), newname.as_bytes()));
+        empty(reply, self.0.rename(from, to, mode));
+    }
+
+    fn link(&self, _req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        entry(reply, self.0.link(ino(node), (ino(newparent), newname.as_bytes())));
+    }
+
+    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        match self.0.open(ino(node), flags.0) {
+            Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(caching)),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn create(
+        &self,
+        req: &Request,
+        parent: INodeNo,
+        name: &OsStr,
+        mode: u32,
+        umask: u32,
+        flags: i32,
+        reply: ReplyCreate,
+    ) {
+        let mode = mode & 0o7777 & !umask;
+        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, (mode, 0), cred(req), b"") {
+            Ok(attr) => {
+                let (handle, caching) = self.0.opened(attr.ino, flags);
+                reply.created(
+                    &TTL,
+                    &file_attr(&attr),
+                    Generation(0),
+                    FileHandle(handle),
+                    open_flags(caching),
+                );
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn read(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        match self.0.read(ino(node), offset, size as usize) {
+            Ok(data) => reply.data(&data),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn write(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        fh: FileHandle,
+        offset: u64,
+        data: &[u8],
+        write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
+        match self.0.write(ino(node), fh.0, offset, data, kill) {
+            // A request holds at most MAX_WRITE bytes.
+            Ok(()) => reply.written(data.len() as u32),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn flush(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        fh: FileHandle,
+        _lock_owner: LockOwner,
+        reply: ReplyEmpty,
+    ) {
+        empty(reply, self.0.closing(fh.0));
+    }
+
+    fn release(
+        &self,
+        _req: &Request,
+        _node: INodeNo,
+        fh: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.0.release(fh.0);
+        reply.ok();
+    }
+
+    fn fsync(&self, _req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.0.fsync(ino(node), fh.0));
+    }
+
+    fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        empty(reply, self.0.fsync_dir(ino(node)));
+    }
+
+    fn readdir(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectory,
+    ) {
+        let result = self.0.list(ino(node), offset, |entry| {
+            let name = OsStr::from_bytes(&entry.name);
+            reply.add(INodeNo(entry.attr.ino.0), entry.cookie, file_type(entry.attr.kind), name)
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn readdirplus(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        mut reply: ReplyDirectoryPlus,
+    ) {
+        let result = self.0.list(ino(node), offset, |entry| {
+            let name = OsStr::from_bytes(&entry.name);
+            let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
+            reply.add(node, entry.cookie, name, &TTL, &attr, Generation(0))
+        });
+        match result {
+            Ok(()) => reply.ok(),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn statfs(&self, _req: &Request, _node: INodeNo, reply: ReplyStatfs) {
+        match self.0.usage() {
+            Ok(usage) => {
+                let block = u64::from(STATFS_BLOCK);
+                let (total, free) = (usage.bytes_total / block, usage.bytes_free / block);
+                // Inodes are limited by space alone.
+                let files = usage.inodes_used + free;
+                let names = limits::NAME_BYTES_MAX as u32;
+                reply.statfs(total, free, free, files, free, STATFS_BLOCK, names, STATFS_BLOCK);
+            }
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn setxattr(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        name: &OsStr,
+        value: &[u8],
+        flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        let mode = match flags {
+            0 => XattrMode::Any,
+            libc::XATTR_CREATE => XattrMode::Create,
+            libc::XATTR_REPLACE => XattrMode::Replace,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        empty(reply, self.0.set_xattr(ino(node), name.as_bytes(), value, mode));
+    }
+
+    fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        value(reply, size, self.0.xattr(ino(node), name.as_bytes()));
+    }
+
+    fn listxattr(&self, _req: &Request, node: INodeNo, size: u32, reply: ReplyXattr) {
+        let names = self
+            .0
+            .xattrs(ino(node))
+            .map(|names| names.into_iter().flat_map(|name| name.into_iter().chain([0])).collect::<Vec<u8>>());
+        value(reply, size, names);
+    }
+
+    fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.0.remove_xattr(ino(node), name.as_bytes()));
+    }
+
+    fn fallocate(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: u64,
+        length: u64,
+        mode: i32,
+        reply: ReplyEmpty,
+    ) {
+        const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+        let mode = match mode {
+            0 => Allocate::Extend,
+            libc::FALLOC_FL_KEEP_SIZE => Allocate::Reserve,
+            PUNCH => Allocate::Punch,
+            libc::FALLOC_FL_ZERO_RANGE => Allocate::Zero(false),
+            ZERO_KEEP => Allocate::Zero(true),
+            _ => return reply.error(Errno::EOPNOTSUPP),
+        };
+        empty(reply, self.0.allocate(ino(node), offset, length, mode));
+    }
+
+    fn lseek(
+        &self,
+        _req: &Request,
+        node: INodeNo,
+        _fh: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let Ok(from) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        let data = match whence {
+            libc::SEEK_DATA => true,
+            libc::SEEK_HOLE => false,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        match self.0.seek(ino(node), from, data) {
+            // Files end at i64::MAX.
+            Ok(Some(found)) => reply.offset(found.cast_signed()),
+            Ok(None) => reply.error(Errno::ENXIO),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn copy_file_range(
+        &self,
+        _req: &Request,
+        ino_in: INodeNo,
+        _fh_in: FileHandle,
+        offset_in: u64,
+        ino_out: INodeNo,
+        _fh_out: FileHandle,
+        offset_out: u64,
+        len: u64,
+        _flags: CopyFileRangeFlags,
+        reply: ReplyWrite,
+    ) {
+        // The reply counts in 32 bits; whole blocks keep the next call aligned.
+        let len = len.min(1 << 30);
+        match self.0.copy((ino(ino_in), offset_in), (ino(ino_out), offset_out), len) {
+            Ok(copied) => reply.written(copied as u32),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A real daemon with a real mount for one test, and seeded randomness.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+
+/// Far more than a start or an end takes on a busy machine.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// A daemon with its own state and mount; killed and unmounted when dropped.
+#[derive(Debug)]
+pub struct Daemon {
+    root: TempDir,
+    child: Option<Child>,
+}
+
+/// A binary of this workspace, which `make build` has made.
+#[must_use]
+pub fn binary(name: &str) -> PathBuf {
+    let mut path = std::env::current_exe().expect("own path");
+    path.pop();
+    path.pop();
+    let path = path.join(name);
+    assert!(path.exists(), "{}: run `make build` first", path.display());
+    path
+}
+
+/// Wait until `done`, at most the deadline.
+pub fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !done() {
+        assert!(start.elapsed() < DEADLINE, "{what}: not within {DEADLINE:?}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+impl Daemon {
+    /// Start one on an empty state.
+    #[must_use]
+    pub fn start() -> Self {
+        let root = tempfile::Builder::new().prefix("kos-test").tempdir().expect("temporary directory");
+        fs::create_dir(root.path().join("state")).expect("state directory");
+        fs::create_dir(root.path().join("mnt")).expect("mount directory");
+        let mut daemon = Self { root, child: None };
+        daemon.spawn();
+        daemon
+    }
+
+    /// The mount directory.
+    #[must_use]
+    pub fn mount(&self) -> PathBuf {
+        self.root.path().join("mnt")
+    }
+
+    /// The regions' tree.
+    #[must_use]
+    pub fn mem(&self) -> PathBuf {
+        self.mount().join("mem")
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.root.path().join("state")
+    }
+
+    /// Everything the daemon said.
+    #[must_use]
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
+    }
+
+    /// Segment files of all places.
+    #[must_use]
+    pub fn segments(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for place in fs::read_dir(self.state().join("shards")).expect("places") {
+            for file in fs::read_dir(place.expect("place").path()).expect("place") {
+                let path = file.expect("file").path();
+                if path.extension().is_some_and(|e| e == "kos") {
+                    found.push(path);
+                }
+            }
+        }
+        found.sort();
+        found
+    }
+
+    /// Start it again on the same state.
+    pub fn spawn(&mut self) {
+        let log = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.root.path().join("log"))
+            .expect("log file");
+        let run = self.state().join("run.json");
+        if let Err(e) = fs::remove_file(&run) {
+            assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");
+        }
+        let child = Command::new(binary("fabricd"))
+            .arg("--state")
+            .arg(self.state())
+            .arg("--mount")
+            .arg(self.mount())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().expect("log file"))
+            .stderr(log)
+            .spawn()
+            .expect("fabricd");
+        self.child = Some(child);
+        wait_for("start", || {
+            let ended = self.child.as_mut().and_then(|c| c.try_wait().expect("child"));
+            assert!(ended.is_none(), "fabricd ended: {}", self.log());
+            run.exists()
+        });
+    }
+
+    /// kill -9, and clear the dead mount away.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().expect("kill");
+            child.wait().expect("wait");
+        }
+        self.detach();
+    }
+
+    /// SIGTERM: flush, unmount, exit.
+    pub fn stop(&mut self) {
+        let mut child = self.child.take().expect("running");
+        terminate(&child);
+        wait_for("stop", || child.try_wait().expect("child").is_some());
+        let status = child.wait().expect("child");
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(!is_mounted(&self.mount()), "still mounted");
+    }
+
+    fn detach(&self) {
+        while is_mounted(&self.mount()) {
+            unmount(self.mount(), UnmountFlags::DETACH).expect("unmount");
+        }
+    }
+}
+
+fn terminate(child: &Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if is_mounted(&self.mount()) {
+            let _ = unmount(self.mount(), UnmountFlags::DETACH);
+        }
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
+    }
+}
+
+/// Whether a mount is at `dir`, dead or alive.
+#[must_use]
+pub fn is_mounted(dir: &Path) -> bool {
+    let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
+    let dir = dir.to_string_lossy();
+    table.lines().any(|line| line.split(' ').nth(4) == Some(&*dir))
+}
+
+/// Randomness from a seed, xorshift64*.
+#[derive(Debug, Clone)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The same numbers for the same seed.
+    #[must_use]
+    pub const fn new(seed: u64) -> Self {
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Any number.
+    pub const fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `n`.
+    pub const fn below(&mut self, n: u64) -> u64 {
+        self.next() % n
+    }
+
+    /// `len` bytes that do not compress.
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        let mut out = Vec::with_capacity(len + 8);
+        while out.len() < len {
+            out.extend_from_slice(&self.next().to_le_bytes());
+        }
+        out.truncate(len);
+        out
+    }
+}

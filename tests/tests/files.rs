@@ -1,0 +1,222 @@
+//! What programs do with files, on a real mount, also across restarts.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+
+use kos_tests::{Daemon, Rng};
+use memmap2::MmapOptions;
+
+fn run(program: &str, args: &[&Path]) -> String {
+    let out = Command::new(program).args(args).output().expect(program);
+    assert!(out.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&out.stderr));
+    String::from_utf8_lossy(&out.stdout).into_owned()
+}
+
+#[test]
+fn a_tree_survives_copying_and_a_restart() {
+    let mut daemon = Daemon::start();
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    for part in ["fabricd", "fuse", "store", "docs", "tests"] {
+        let copy = daemon.mem().join(part);
+        run("cp", &[Path::new("-a"), &source.join(part), &copy]);
+        run("diff", &[Path::new("-r"), &source.join(part), &copy]);
+    }
+    daemon.stop();
+    daemon.spawn();
+    for part in ["fabricd", "fuse", "store", "docs", "tests"] {
+        run("diff", &[Path::new("-r"), &source.join(part), &daemon.mem().join(part)]);
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_large_file_reads_back_and_maps() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("large");
+    let data = Rng::new(11).bytes((33 << 20) + 777);
+    fs::write(&path, &data).expect("write");
+    assert!(fs::read(&path).expect("read") == data);
+    let file = File::open(&path).expect("open");
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; this test owns the file")]
+    // SAFETY: nobody else writes this file while it is mapped.
+    let map = unsafe { MmapOptions::new().map(&file).expect("mmap") };
+    assert!(map[..] == data[..]);
+    drop(map);
+    daemon.stop();
+    daemon.spawn();
+    assert!(fs::read(&path).expect("read") == data, "after a restart");
+    daemon.stop();
+}
+
+#[test]
+fn a_shared_mapping_writes_through() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("mapped");
+    fs::write(&path, vec![1; 3 << 20]).expect("write");
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; this test owns the file")]
+    // SAFETY: nobody else writes this file while it is mapped.
+    let mut map = unsafe { MmapOptions::new().map_mut(&file).expect("mmap") };
+    for at in (0..map.len()).step_by(5000) {
+        map[at] = 7;
+    }
+    map.flush().expect("msync");
+    let expected = map.to_vec();
+    drop(map);
+    assert!(fs::read(&path).expect("read") == expected);
+    daemon.kill();
+    daemon.spawn();
+    assert!(fs::read(&path).expect("read") == expected, "msync'ed bytes survive kill -9");
+    daemon.stop();
+}
+
+#[test]
+fn random_writes_equal_a_vector() {
+    let mut daemon = Daemon::start();
+    for seed in 0..4 {
+        let path = daemon.mem().join(format!("random-{seed}"));
+        let mut rng = Rng::new(seed);
+        let mut model: Vec<u8> = Vec::new();
+        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).expect("create");
+        for step in 0..400 {
+            match rng.below(10) {
+                0..=5 => {
+                    let at = rng.below(6 << 20) as usize;
+                    let len = 1 + rng.below(200_000) as usize;
+                    let data = rng.bytes(len);
+                    file.write_all_at(&data, at as u64).expect("write");
+                    model.resize(model.len().max(at + len), 0);
+                    model[at..at + len].copy_from_slice(&data);
+                }
+                6 => {
+                    let len = rng.below(6 << 20);
+                    file.set_len(len).expect("truncate");
+                    model.resize(len as usize, 0);
+                }
+                7 => file.sync_all().expect("fsync"),
+                _ => {
+                    let at = rng.below(model.len() as u64 + 1) as usize;
+                    let len = (rng.below(300_000) as usize).min(model.len() - at);
+                    let mut out = vec![0; len];
+                    file.read_exact_at(&mut out, at as u64).expect("read");
+                    assert!(out == model[at..at + len], "seed {seed} step {step}");
+                }
+            }
+            assert_eq!(file.metadata().expect("stat").len(), model.len() as u64, "seed {seed} step {step}");
+        }
+        drop(file);
+        assert!(fs::read(&path).expect("read") == model, "seed {seed}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn appends_of_many_threads_lose_nothing() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("log");
+    thread::scope(|scope| {
+        for writer in 0..4 {
+            let path = &path;
+            scope.spawn(move || {
+                let mut file = OpenOptions::new().append(true).create(true).open(path).expect("open");
+                for line in 0..500 {
+                    file.write_all(format!("{writer} {line}\n").as_bytes()).expect("append");
+                }
+            });
+        }
+    });
+    let text = fs::read_to_string(&path).expect("read");
+    let mut next = BTreeMap::new();
+    for line in text.lines() {
+        let (writer, line) = line.split_once(' ').expect("whole line");
+        let expected = next.entry(writer.to_owned()).or_insert(0);
+        assert_eq!(line.parse(), Ok(*expected), "writer {writer}");
+        *expected += 1;
+    }
+    assert!(next.len() == 4 && next.values().all(|&lines| lines == 500));
+    daemon.stop();
+}
+
+#[test]
+fn an_unlinked_file_lives_while_open() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("gone");
+    let mut file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).expect("create");
+    file.write_all(&[5; 100_000]).expect("write");
+    fs::remove_file(&path).expect("unlink");
+    assert!(!path.exists());
+    file.write_all(&[6; 100_000]).expect("write");
+    file.sync_all().expect("fsync");
+    assert_eq!(file.metadata().expect("stat").nlink(), 0);
+    file.seek(SeekFrom::Start(0)).expect("seek");
+    let mut out = Vec::new();
+    file.read_to_end(&mut out).expect("read");
+    assert!(out.len() == 200_000 && out[..100_000].iter().all(|&b| b == 5) && out[199_999] == 6);
+    drop(file);
+    daemon.stop();
+}
+
+#[test]
+fn names_links_and_modes() {
+    let mut daemon = Daemon::start();
+    let mem = daemon.mem();
+    let long = "n".repeat(255);
+    fs::write(mem.join(&long), b"x").expect("255 bytes");
+    let error = fs::write(mem.join("n".repeat(256)), b"x").expect_err("256 bytes");
+    assert_eq!(error.raw_os_error(), Some(libc::ENAMETOOLONG));
+    fs::hard_link(mem.join(&long), mem.join("hard")).expect("link");
+    symlink("hard", mem.join("soft")).expect("symlink");
+    fs::set_permissions(mem.join("soft"), fs::Permissions::from_mode(0o640)).expect("chmod");
+    let stat = fs::metadata(mem.join(&long)).expect("stat");
+    assert_eq!((stat.nlink(), stat.mode() & 0o7777), (2, 0o640));
+    fs::create_dir_all(mem.join("a/b/c")).expect("mkdir");
+    let error = fs::rename(mem.join("a"), mem.join("a/b/c/a")).expect_err("into itself");
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+    let error = fs::remove_dir(mem.join("a")).expect_err("not empty");
+    assert_eq!(error.raw_os_error(), Some(libc::ENOTEMPTY));
+    fs::rename(mem.join("a/b"), mem.join("b")).expect("rename");
+    File::open(mem.join("soft")).and_then(|file| file.sync_all()).expect("fsync");
+    daemon.kill();
+    daemon.spawn();
+    assert_eq!(fs::read(mem.join("soft")).expect("read"), b"x", "through kill -9");
+    assert!(mem.join("b/c").is_dir() && !mem.join("a/b").exists());
+    daemon.stop();
+}
+
+#[test]
+fn a_listing_holds_every_entry_once() {
+    let mut daemon = Daemon::start();
+    let dir = daemon.mem().join("many");
+    fs::create_dir(&dir).expect("mkdir");
+    for i in 0..3000 {
+        File::create(dir.join(format!("keep-{i}"))).expect("create");
+    }
+    let names = thread::scope(|scope| {
+        scope.spawn(|| {
+            for i in 0..500 {
+                File::create(dir.join(format!("new-{i}"))).expect("create");
+                if i >= 20 {
+                    fs::remove_file(dir.join(format!("new-{}", i - 20))).expect("remove");
+                }
+            }
+        });
+        let list = || -> Vec<String> {
+            let entries = fs::read_dir(&dir).expect("readdir");
+            entries.map(|e| e.expect("entry").file_name().into_string().expect("utf-8")).collect()
+        };
+        (0..5).map(|_| list()).collect::<Vec<_>>()
+    });
+    for mut list in names {
+        list.retain(|name| name.starts_with("keep-"));
+        list.sort();
+        let count = list.len();
+        list.dedup();
+        assert_eq!((list.len(), count), (3000, 3000));
+    }
+    daemon.stop();
+}

@@ -1,0 +1,37 @@
+//! `kos`, the command a user types: `up`, `down`, `status`, `sync`.
+//!
+//! It starts and asks the daemon through files of the state directory and signals, and never links it. It never
+//! touches a mounted directory itself: a process of its own does (`probe`), so that a hanging mount cannot hang `kos`.
+
+mod cli;
+mod daemon;
+mod down;
+mod mounts;
+mod probe;
+mod state;
+mod status;
+mod sync;
+mod up;
+
+use clap::Parser;
+use cli::{Args, Command};
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let outcome = match Args::parse().command {
+        Command::Up(args) => up::run(&args),
+        Command::Down(args) => down::run(&args),
+        Command::Status(args) => status::run(&args),
+        Command::Sync(args) => sync::run(&args),
+        Command::Probe(args) => probe::run(&args),
+    };
+    match outcome {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            // A closed stderr is no reason to lose the exit code.
+            let _unheard = writeln!(std::io::stderr(), "kos: {}", failure.line);
+            failure.exit.into()
+        }
+    }
+}
