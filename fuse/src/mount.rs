@@ -1,22 +1,25 @@
 //! Mounting, unmounting, and what a mount asks of the machine.
 
+use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::thread;
 
-use fuser::{Config, MountOption, SessionACL};
-use kos_types::{Error, Fabric, Result};
+use fuser::{Config, SessionACL};
+use kos_types::{Error, Fabric, Kind, Result};
 use rustix::fs::{major, minor};
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
 use crate::file::Flusher;
 use crate::fs::Fs;
 use crate::session::Session;
 
+const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
 const READAHEAD_KIB: u32 = 4096;
 
@@ -52,18 +55,15 @@ impl fmt::Debug for Mounted {
 pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Result<Mounted> {
     let fs = Arc::new(Fs::new(fabric));
     let mut config = Config::default();
-    config.mount_options = vec![
-        MountOption::FSName(options.source.clone()),
-        MountOption::Subtype("kosfs".into()),
-        MountOption::DefaultPermissions,
-        MountOption::Dev,
-        MountOption::Suid,
-    ];
-    config.acl = SessionACL::All;
     config.n_threads = Some(options.threads);
     config.clone_fd = true;
-    let session = fuser::Session::new(Session(Arc::clone(&fs)), &options.dir, &config)
-        .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e))?;
+    let device = attach(options)?;
+    let session = fuser::Session::from_fd(Session(Arc::clone(&fs)), device, SessionACL::All, config)
+        .map_err(|e| {
+            // Nothing serves it: a mount left behind would only answer "not connected".
+            let _ = unmount(&options.dir, UnmountFlags::DETACH);
+            Error::io("mount: handshake with the kernel", &e)
+        })?;
 
     let ended = Arc::new((Mutex::new(false), Condvar::new()));
     let signal = Arc::clone(&ended);
@@ -85,6 +85,29 @@ pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Res
         ended,
         _flusher: flusher,
     })
+}
+
+/// Attach a new connection to the directory, as type `fuse.kosfs`, which fuser itself cannot name.
+fn attach(options: &MountOptions) -> Result<OwnedFd> {
+    let device = fs::File::options()
+        .read(true)
+        .write(true)
+        .open(DEVICE)
+        .map_err(|e| Error::io(&format!("open {DEVICE}: is the kernel module fuse loaded?"), &e))?;
+    let data = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let data = CString::new(data).map_err(|_| Error::new(Kind::Invalid, "mount: options"))?;
+    rustix::mount::mount(
+        &options.source,
+        &options.dir,
+        "fuse.kosfs",
+        MountFlags::empty(),
+        Some(data.as_c_str()),
+    )
+    .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e.into()))?;
+    Ok(device.into())
 }
 
 fn raise_readahead(dir: &Path) -> io::Result<()> {
