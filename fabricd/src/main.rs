@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use fabricd::{MountStatus, Node, NodeStatus, Options, Status};
-use kos_fuse::{MountOptions, Mounted};
+use kos_fuse::MountOptions;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -16,6 +16,8 @@ use signal_hook::iterator::Signals;
 
 /// Time between two status files.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// Told to `kos`: the daemon that has this state.
+const RUN: &str = "run.json";
 /// Requests served at once.
 const THREADS_MAX: usize = 16;
 
@@ -43,6 +45,7 @@ struct Run<'a> {
 }
 
 /// What ends the daemon.
+#[derive(Debug, Clone, Copy)]
 enum End {
     Signal,
     Unmounted,
@@ -73,52 +76,62 @@ fn run(args: &Args) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(4, |n| (2 * n.get()).min(THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
     let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
-    let mounted = Arc::new(kos_fuse::mount(Arc::clone(&node), &options)?);
-    watch_mount(Arc::clone(&mounted), ends)?;
+    let mounted = kos_fuse::mount(Arc::clone(&node), &options, move || {
+        // Nobody listens any more when the daemon itself unmounts.
+        let _ = ends.send(End::Unmounted);
+    })?;
 
+    let served = serve(&node, args, &source, &ended);
+    // Also when serving failed: what programs wrote is kept.
+    let unmounted = match &served {
+        Ok(End::Unmounted) => mounted.flush_all(),
+        Ok(End::Signal) | Err(_) => mounted.unmount(),
+    };
+    served?;
+    unmounted?;
+    // Its absence says that the end was clean.
+    std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
+    eprintln!("fabricd: {} is unmounted, all data is on disk", args.mount.display());
+    Ok(())
+}
+
+/// Tell of the mount until something ends it.
+fn serve(node: &Node, args: &Args, source: &str, ended: &Receiver<End>) -> Result<End> {
+    let pid = std::process::id();
+    let Some(state) = args.state.first() else {
+        return Err(Error::new(Kind::Invalid, "no state directory"));
+    };
     let status = || Status {
         health: if node.places_failed() == 0 { "ok" } else { "degraded" },
         mounts: vec![MountStatus {
             dir: args.mount.to_string_lossy().into_owned(),
-            source: source.clone(),
-            pid: std::process::id(),
+            source: source.to_owned(),
+            pid,
             state: "mounted",
         }],
-        mount_source: source.clone(),
-        nodes: vec![NodeStatus { id: 1, addr: String::new(), pid: std::process::id(), state: "up" }],
+        mount_source: source.to_owned(),
+        nodes: vec![NodeStatus { id: 1, addr: String::new(), pid, state: "up" }],
         nodes_up: 1,
         leader: 1,
-        leader_pid: std::process::id(),
+        leader_pid: pid,
         under_replicated_stripes: 0,
         under_spread_stripes: 0,
     };
     publish(&state.join("status.json"), &status())?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    let run = state.join("run.json");
-    publish(&run, &Run { pid: std::process::id(), mount: &args.mount, started })?;
+    publish(&state.join(RUN), &Run { pid, mount: &args.mount, started })?;
     eprintln!("fabricd: {} is mounted", args.mount.display());
-
-    let end = loop {
+    loop {
         match ended.recv_timeout(STATUS_PERIOD) {
-            Ok(end) => break end,
+            Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(e) = publish(&state.join("status.json"), &status()) {
                     eprintln!("fabricd: {e}");
                 }
             }
-            Err(RecvTimeoutError::Disconnected) => break End::Signal,
+            Err(RecvTimeoutError::Disconnected) => return Ok(End::Signal),
         }
-    };
-    let flushed = match end {
-        End::Signal => mounted.unmount(),
-        End::Unmounted => mounted.flush_all(),
-    };
-    let synced = kos_types::Fabric::sync(&*node);
-    flushed.and(synced)?;
-    // Its absence says that the end was clean.
-    std::fs::remove_file(&run).map_err(|e| Error::io("run.json: remove", &e))?;
-    eprintln!("fabricd: {} is unmounted, all data is on disk", args.mount.display());
-    Ok(())
+    }
 }
 
 /// Write a file so that readers see the old or the new one.
@@ -139,13 +152,6 @@ fn watch_signals(ends: Sender<End>) -> Result<()> {
                 break;
             }
         }
-    })
-}
-
-fn watch_mount(mounted: Arc<Mounted>, ends: Sender<End>) -> Result<()> {
-    spawn("mount", move || {
-        mounted.wait();
-        drop(ends.send(End::Unmounted));
     })
 }
 

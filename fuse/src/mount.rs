@@ -7,8 +7,10 @@ use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
+use std::time::Duration;
 
 use fuser::{Config, SessionACL};
 use kos_types::{Error, Fabric, Kind, Result};
@@ -22,6 +24,9 @@ use crate::session::Session;
 const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
 const READAHEAD_KIB: u32 = 4096;
+
+/// Far more than requests in flight take.
+const END_DEADLINE: Duration = Duration::from_secs(30);
 
 /// How and where to mount.
 #[derive(Debug, Clone)]
@@ -38,7 +43,8 @@ pub struct MountOptions {
 pub struct Mounted {
     dir: PathBuf,
     flush: Box<dyn Fn() -> Result<()> + Send + Sync>,
-    ended: Arc<(Mutex<bool>, Condvar)>,
+    /// Disconnected when the session has ended and holds the fabric no more.
+    ended: Receiver<()>,
     _flusher: Flusher,
 }
 
@@ -48,11 +54,16 @@ impl fmt::Debug for Mounted {
     }
 }
 
-/// Mount `fabric`. The mount answers when this returns.
+/// Mount `fabric`. The mount answers when this returns; `ended` is called when it is gone, whoever
+/// unmounted it.
 ///
 /// # Errors
 /// `Io` when the kernel refuses: no /dev/fuse, no privilege, no directory.
-pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Result<Mounted> {
+pub fn mount<F: Fabric + 'static>(
+    fabric: Arc<F>,
+    options: &MountOptions,
+    ended: impl FnOnce() + Send + 'static,
+) -> Result<Mounted> {
     let fs = Arc::new(Fs::new(fabric));
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
@@ -65,14 +76,13 @@ pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Res
             Error::io("mount: handshake with the kernel", &e)
         })?;
 
-    let ended = Arc::new((Mutex::new(false), Condvar::new()));
-    let signal = Arc::clone(&ended);
+    let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.run() {
             eprintln!("kos-fuse: the session ended: {e}");
         }
-        *signal.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
-        signal.1.notify_all();
+        drop::<Sender<()>>(alive);
+        ended();
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
     if let Err(e) = raise_readahead(&options.dir) {
@@ -82,7 +92,7 @@ pub fn mount<F: Fabric + 'static>(fabric: Arc<F>, options: &MountOptions) -> Res
     Ok(Mounted {
         dir: options.dir.clone(),
         flush: Box::new(move || fs.flush_all()),
-        ended,
+        ended: session_ended,
         _flusher: flusher,
     })
 }
@@ -125,29 +135,34 @@ impl Mounted {
         (self.flush)()
     }
 
-    /// Block until the mount is gone, whoever unmounted it.
-    pub fn wait(&self) {
-        let mut ended = self.ended.0.lock().unwrap_or_else(PoisonError::into_inner);
-        while !*ended {
-            ended = self.ended.1.wait(ended).unwrap_or_else(PoisonError::into_inner);
-        }
-    }
-
-    /// Flush, take the mount out of the tree, and flush what was written meanwhile. Programs
-    /// that still have files open on it lose them when the process ends.
+    /// Flush, take the mount out of the tree and end the session. Programs that still have files
+    /// open on it lose them.
     ///
     /// # Errors
-    /// As [`Self::flush_all`], and `Io` when the kernel refuses to unmount.
-    pub fn unmount(&self) -> Result<()> {
+    /// As [`Self::flush_all`], and `Io` when the kernel refuses to unmount or the session does not
+    /// end.
+    pub fn unmount(self) -> Result<()> {
         self.flush_all()?;
         let gone = match unmount(&self.dir, UnmountFlags::empty()) {
-            Err(rustix::io::Errno::BUSY) => {
-                eprintln!("kos-fuse: {} is in use: unmounting it lazily", self.dir.display());
-                unmount(&self.dir, UnmountFlags::DETACH)
-            }
-            other => other,
+            Err(rustix::io::Errno::BUSY) => self.cut_off(),
+            other => other.map_err(|e| Error::io("unmount", &e.into())),
         };
-        gone.map_err(|e| Error::io("unmount", &e.into()))?;
+        gone?;
+        if self.ended.recv_timeout(END_DEADLINE) == Err(RecvTimeoutError::Timeout) {
+            return Err(Error::new(Kind::TimedOut, "unmount: the session does not end"));
+        }
         self.flush_all()
+    }
+
+    /// Unmount although programs use it.
+    fn cut_off(&self) -> Result<()> {
+        eprintln!("kos-fuse: {} is in use: its open files are cut off", self.dir.display());
+        // Stores into mappings are still in the page cache.
+        let dir = fs::File::open(&self.dir).map_err(|e| Error::io("unmount: open", &e))?;
+        rustix::fs::syncfs(&dir).map_err(|e| Error::io("unmount: syncfs", &e.into()))?;
+        drop(dir);
+        self.flush_all()?;
+        unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH)
+            .map_err(|e| Error::io("unmount", &e.into()))
     }
 }

@@ -76,6 +76,28 @@ fn a_shared_mapping_writes_through() {
 }
 
 #[test]
+fn a_mount_in_use_is_cut_off_and_loses_nothing() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("in-use");
+    fs::write(&path, vec![1; 1 << 20]).expect("write");
+    let file = OpenOptions::new().read(true).write(true).open(&path).expect("open");
+    file.write_all_at(&[2; 5000], 500_000).expect("write");
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; this test owns the file")]
+    // SAFETY: nobody else writes this file while it is mapped.
+    let mut map = unsafe { MmapOptions::new().map_mut(&file).expect("mmap") };
+    map[..5000].fill(3);
+    daemon.stop();
+    assert!(file.sync_all().is_err(), "the old mount is gone");
+    daemon.spawn();
+    let found = fs::read(&path).expect("read");
+    let mut expected = vec![1; 1 << 20];
+    expected[..5000].fill(3);
+    expected[500_000..505_000].fill(2);
+    assert!(found == expected);
+    daemon.stop();
+}
+
+#[test]
 fn random_writes_equal_a_vector() {
     let mut daemon = Daemon::start();
     for seed in 0..4 {
