@@ -1,6 +1,7 @@
 //! All files that are open or dirty, and when they are flushed.
 
 mod dirty;
+mod flush;
 mod node;
 mod pack;
 
@@ -20,6 +21,9 @@ pub(crate) use node::{Node, now};
 /// A file's buffer that is worth a flush of its own: several stripes, so that one commit and one
 /// round of syncs carry them.
 const FLUSH_BYTES: usize = 32 << 20;
+/// Bytes and files of one flush of several.
+const BATCH_BYTES: usize = 16 << 20;
+const BATCH_FILES: usize = 1024;
 /// Threads that flush in the background.
 const FLUSHERS: usize = 4;
 /// Time between looks for old buffers.
@@ -117,9 +121,9 @@ impl<F: Fabric> Files<F> {
     }
 
     fn flush_node(&self, node: &Node) -> Result<()> {
-        let (gone, result) = node.flush(&*self.fabric);
+        let (gone, failed) = flush::flush(&*self.fabric, std::iter::once(node));
         self.dirty.fetch_sub(gone, Ordering::Relaxed);
-        result
+        failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
     }
 
     /// Write a file's buffer out.
@@ -140,15 +144,20 @@ impl<F: Fabric> Files<F> {
     fn flush_those(&self, wanted: impl Fn(&Node) -> bool) -> Result<()> {
         let all: Vec<(Ino, Arc<Node>)> =
             self.nodes().iter().map(|(&ino, node)| (ino, Arc::clone(node))).collect();
-        let (nodes, idle): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, node)| wanted(node));
+        let (mut due, idle): (Vec<_>, Vec<_>) = all.into_iter().partition(|(_, node)| wanted(node));
+        due.sort_unstable_by_key(|(ino, _)| *ino);
+        let batches = batches(&due);
         let next = AtomicUsize::new(0);
         let first = Mutex::new(Ok(()));
         thread::scope(|scope| {
-            for _ in 0..FLUSHERS.min(nodes.len()) {
+            for _ in 0..FLUSHERS.min(batches.len()) {
                 scope.spawn(|| {
-                    while let Some((ino, node)) = nodes.get(next.fetch_add(1, Ordering::Relaxed)) {
-                        if let Err(e) = self.flush_node(node) {
-                            eprintln!("kos-fuse: flushing inode {}: {e}; kept in memory, tried again", ino.0);
+                    while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
+                        let nodes = batch.iter().map(|(_, node)| &**node);
+                        let (gone, failed) = flush::flush(&*self.fabric, nodes);
+                        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+                        for (node, e) in failed {
+                            eprintln!("kos-fuse: flushing inode {}: {e}; kept, tried again", node.ino().0);
                             let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
                             if first.is_ok() {
                                 *first = Err(e);
@@ -158,7 +167,8 @@ impl<F: Fabric> Files<F> {
                 });
             }
         });
-        for (ino, node) in nodes.into_iter().chain(idle) {
+        drop(batches);
+        for (ino, node) in due.into_iter().chain(idle) {
             drop(node);
             self.leave(ino);
         }
@@ -187,12 +197,14 @@ impl<F: Fabric> Files<F> {
         (to, to_off): (Ino, u64),
         len: u64,
     ) -> Result<()> {
+        // The target too: a clone beyond its committed end must find the bytes before it.
         self.flush(from)?;
+        self.flush(to)?;
         let op = Op::Clone { from, from_off, to, to_off, len };
         let range = (to_off, to_off.saturating_add(len));
-        let (gone, result) = self.node(to).replace(&*self.fabric, range, || self.fabric.propose(op));
+        let gone = self.node(to).replace(range, || self.fabric.propose(op))?;
         self.dirty.fetch_sub(gone, Ordering::Relaxed);
-        result
+        Ok(())
     }
 
     /// The file is gone for good.
@@ -202,6 +214,24 @@ impl<F: Fabric> Files<F> {
         }
         self.leave(ino);
     }
+}
+
+/// Cut nodes into flushes of about [`BATCH_BYTES`]: files that are small share stripes, commits
+/// and syncs.
+fn batches(nodes: &[(Ino, Arc<Node>)]) -> Vec<&[(Ino, Arc<Node>)]> {
+    let mut batches = Vec::new();
+    let (mut start, mut bytes) = (0, 0);
+    for (at, (_, node)) in nodes.iter().enumerate() {
+        bytes += node.state().bytes();
+        if bytes >= BATCH_BYTES || at + 1 - start == BATCH_FILES {
+            batches.push(&nodes[start..=at]);
+            (start, bytes) = (at + 1, 0);
+        }
+    }
+    if start < nodes.len() {
+        batches.push(&nodes[start..]);
+    }
+    batches
 }
 
 /// The thread that flushes old and large buffers; it ends when this is dropped.

@@ -6,12 +6,9 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits};
 
 use super::dirty::Dirty;
-use super::pack::pack;
 
 /// Times a read starts anew because a flush or another commit got in between.
 const READ_TRIES: usize = 16;
-/// Stripes coded at once by one flush.
-const STRIPES_AT_ONCE: usize = 4;
 
 /// What a file's buffer holds.
 #[derive(Debug, Default)]
@@ -47,6 +44,14 @@ impl State {
     }
 }
 
+/// What a flush in progress writes.
+#[derive(Debug)]
+pub(crate) struct Taken {
+    pub(crate) dirty: Arc<Dirty>,
+    pub(crate) size: Option<u64>,
+    pub(crate) mtime: Option<Time>,
+}
+
 /// One file.
 #[derive(Debug)]
 pub(crate) struct Node {
@@ -63,7 +68,7 @@ pub(crate) fn now() -> Time {
     }
 }
 
-fn attr_of(reply: Reply) -> Result<Attr> {
+pub(crate) fn attr_of(reply: Reply) -> Result<Attr> {
     match reply {
         Reply::Attr(attr) => Ok(attr),
         other => Err(Error::new(Kind::Io, format!("fabric: unexpected reply {other:?}"))),
@@ -79,7 +84,12 @@ impl Node {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn flush_lock(&self) -> MutexGuard<'_, ()> {
+    pub(crate) const fn ino(&self) -> Ino {
+        self.ino
+    }
+
+    /// Taken before the state, and by whoever takes several in the order of the inodes.
+    pub(crate) fn flush_lock(&self) -> MutexGuard<'_, ()> {
         self.flush.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -149,78 +159,41 @@ impl Node {
         Err(Error::new(Kind::TimedOut, "read: the file changes faster than it can be read"))
     }
 
-    /// Write the buffer out and commit it; what is written meanwhile stays for the next flush.
-    /// Answers the bytes that left memory, on an error too.
-    pub(crate) fn flush<F: Fabric>(&self, fabric: &F) -> (usize, Result<()>) {
-        let _one_at_a_time = self.flush_lock();
-        self.flush_locked(fabric)
+    /// Begin a flush, under the flush lock: none when there is nothing to write.
+    pub(crate) fn take(&self) -> Option<Taken> {
+        let mut state = self.state();
+        if state.is_clean() || state.dropped {
+            return None;
+        }
+        state.flushing = Arc::new(std::mem::take(&mut state.dirty));
+        state.since = None;
+        Some(Taken { dirty: Arc::clone(&state.flushing), size: state.size, mtime: state.mtime })
     }
 
-    fn flush_locked<F: Fabric>(&self, fabric: &F) -> (usize, Result<()>) {
-        let (flushing, size, mtime) = {
-            let mut state = self.state();
-            if state.is_clean() || state.dropped {
-                return (0, Ok(()));
-            }
-            state.flushing = Arc::new(std::mem::take(&mut state.dirty));
-            state.since = None;
-            (Arc::clone(&state.flushing), state.size, state.mtime)
-        };
-        let result = self.commit(fabric, &flushing, size, mtime);
+    /// End a flush, under the same lock. Answers the bytes that left memory.
+    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>) -> usize {
         let mut state = self.state();
-        let bytes = flushing.bytes();
         state.flushing = Arc::default();
+        let bytes = taken.dirty.bytes();
         match result {
             Ok(attr) => {
                 state.flushes += 1;
                 state.size = state.size.filter(|&size| size > attr.size);
-                state.mtime = state.mtime.filter(|&time| Some(time) != mtime);
-                (bytes, Ok(()))
+                state.mtime = state.mtime.filter(|&time| Some(time) != taken.mtime);
+                bytes
             }
             Err(e) => {
                 // Kept, under what was written since; a later flush tries again.
                 let both = bytes + state.dirty.bytes();
-                let mut kept = Arc::unwrap_or_clone(flushing);
+                let mut kept = Dirty::clone(&taken.dirty);
                 kept.merge(&state.dirty);
-                let gone = both - kept.bytes();
                 state.dirty = kept;
                 state.since.get_or_insert_with(Instant::now);
                 state.errors += 1;
-                state.error = Some(e.clone());
-                (gone, Err(e))
+                state.error = Some(e);
+                both - state.dirty.bytes()
             }
         }
-    }
-
-    fn commit<F: Fabric>(
-        &self,
-        fabric: &F,
-        dirty: &Dirty,
-        size: Option<u64>,
-        mtime: Option<Time>,
-    ) -> Result<Attr> {
-        let policy = fabric.policy(self.ino)?;
-        let packed = pack(dirty);
-        let mut stripes = Vec::with_capacity(packed.len());
-        let mut extents = Vec::new();
-        for group in packed.chunks(STRIPES_AT_ONCE) {
-            let ids: Vec<Result<_>> = match group {
-                [single] => vec![fabric.write_stripe(policy, &single.data)],
-                group => std::thread::scope(|scope| {
-                    let writes: Vec<_> =
-                        group.iter().map(|p| scope.spawn(|| fabric.write_stripe(policy, &p.data))).collect();
-                    let panicked = |_| Err(Error::new(Kind::Io, "flush: panicked"));
-                    writes.into_iter().map(|w| w.join().unwrap_or_else(panicked)).collect()
-                }),
-            };
-            for (packed, id) in group.iter().zip(ids) {
-                let id = id?;
-                stripes.push((id, policy, packed.data.len() as u64));
-                extents.extend(packed.extents(id));
-            }
-        }
-        let op = Op::Commit { ino: self.ino, stripes, extents, size_min: size.unwrap_or(0), mtime };
-        attr_of(fabric.propose(op)?)
     }
 
     /// Change attributes; a size cuts the buffer too. Answers what stat shows then, and the
@@ -239,7 +212,7 @@ impl Node {
         if size.is_some() || mtime.is_some() {
             state.mtime = None;
         }
-        settle(&mut state);
+        clean_if_empty(&mut state);
         Ok((overlay(&state, attr), before - state.dirty.bytes()))
     }
 
@@ -266,31 +239,25 @@ impl Node {
             attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
             state.size = None;
         }
-        settle(&mut state);
+        clean_if_empty(&mut state);
         Ok(before - state.dirty.bytes())
     }
 
-    /// Run `change`, which replaces committed bytes of `off..end`, with the buffer flushed.
-    pub(crate) fn replace<F: Fabric>(
+    /// Run `change`, which replaces the bytes of `off..end`, buffered ones too. Answers the
+    /// bytes that left memory.
+    pub(crate) fn replace(
         &self,
-        fabric: &F,
         (off, end): (u64, u64),
         change: impl FnOnce() -> Result<Reply>,
-    ) -> (usize, Result<()>) {
+    ) -> Result<usize> {
         let _no_flush = self.flush_lock();
-        let (flushed, result) = self.flush_locked(fabric);
-        if result.is_err() {
-            return (flushed, result);
-        }
         let mut state = self.state();
-        if let Err(e) = change().and_then(attr_of) {
-            return (flushed, Err(e));
-        }
+        attr_of(change()?)?;
         state.flushes += 1;
         let before = state.dirty.bytes();
         state.dirty.remove(off, end);
-        settle(&mut state);
-        (flushed + before - state.dirty.bytes(), Ok(()))
+        clean_if_empty(&mut state);
+        Ok(before - state.dirty.bytes())
     }
 
     /// Forget the buffer: the file is gone. Answers the bytes that left memory.
@@ -329,8 +296,8 @@ fn overlay(state: &State, mut attr: Attr) -> Attr {
     attr
 }
 
-/// Whether anything is left to flush.
-fn settle(state: &mut State) {
+/// Nothing may be left to flush.
+fn clean_if_empty(state: &mut State) {
     if state.dirty.is_empty() && state.size.is_none() && state.mtime.is_none() {
         state.since = None;
     }

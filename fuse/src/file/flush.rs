@@ -1,0 +1,97 @@
+//! Writing buffers out: the buffers of many files become few stripes, then each file's commit.
+
+use std::sync::MutexGuard;
+
+use kos_types::{Attr, Error, Fabric, Kind, Op, Policy, Result, StripeId};
+
+use super::node::{Node, Taken, attr_of};
+use super::pack::{Packed, pack};
+
+/// Stripes coded at once by one flush.
+const STRIPES_AT_ONCE: usize = 4;
+
+/// One file of a flush.
+struct Job<'a> {
+    node: &'a Node,
+    taken: Taken,
+    policy: Policy,
+    /// No other flush of this file, and no change of what is committed, until it is done.
+    _lock: MutexGuard<'a, ()>,
+}
+
+/// Flush `nodes`, which are in the order of their inodes and each there once. Answers the bytes
+/// that left memory and each file's error; what failed is dirty again.
+pub(crate) fn flush<'a, F: Fabric>(
+    fabric: &F,
+    nodes: impl Iterator<Item = &'a Node>,
+) -> (usize, Vec<(&'a Node, Error)>) {
+    let mut jobs: Vec<Job<'a>> = Vec::new();
+    let mut failed = Vec::new();
+    let mut gone = 0;
+    for node in nodes {
+        let lock = node.flush_lock();
+        let Some(taken) = node.take() else { continue };
+        match fabric.policy(node.ino()) {
+            Ok(policy) => jobs.push(Job { node, taken, policy, _lock: lock }),
+            Err(e) => {
+                gone += node.settle(&taken, Err(e.clone()));
+                failed.push((node, e));
+            }
+        }
+    }
+    while let Some(first) = jobs.first() {
+        let policy = first.policy;
+        let (same, other) = jobs.into_iter().partition(|job| job.policy == policy);
+        jobs = other;
+        let results = write(fabric, policy, &same);
+        for (job, result) in same.into_iter().zip(results) {
+            let error = result.as_ref().err().cloned();
+            gone += job.node.settle(&job.taken, result);
+            failed.extend(error.map(|e| (job.node, e)));
+        }
+    }
+    (gone, failed)
+}
+
+/// Write and commit files of one policy; an answer for each.
+fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>]) -> Vec<Result<Attr>> {
+    let dirty: Vec<_> = jobs.iter().map(|job| &*job.taken.dirty).collect();
+    let packed = pack(&dirty);
+    let mut ids = Vec::with_capacity(packed.len());
+    for group in packed.chunks(STRIPES_AT_ONCE) {
+        ids.extend(write_stripes(fabric, policy, group));
+    }
+    let mut introduced = vec![false; packed.len()];
+    jobs.iter()
+        .enumerate()
+        .map(|(file, job)| {
+            let (mut stripes, mut extents) = (Vec::new(), Vec::new());
+            for ((packed, id), introduced) in packed.iter().zip(&ids).zip(&mut introduced) {
+                let mut own = packed.extents(file, StripeId(0)).peekable();
+                if own.peek().is_none() {
+                    continue;
+                }
+                let id = id.clone()?;
+                extents.extend(packed.extents(file, id));
+                // The first commit brings the stripe in; the others find it there.
+                if !std::mem::replace(introduced, true) {
+                    stripes.push((id, policy, packed.data.len() as u64));
+                }
+            }
+            let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
+            attr_of(fabric.propose(Op::Commit { ino, stripes, extents, size_min, mtime })?)
+        })
+        .collect()
+}
+
+fn write_stripes<F: Fabric>(fabric: &F, policy: Policy, group: &[Packed<'_>]) -> Vec<Result<StripeId>> {
+    if let [single] = group {
+        return vec![fabric.write_stripe(policy, &single.data)];
+    }
+    std::thread::scope(|scope| {
+        let writes: Vec<_> =
+            group.iter().map(|p| scope.spawn(|| fabric.write_stripe(policy, &p.data))).collect();
+        let panicked = |_| Err(Error::new(Kind::Io, "flush: panicked"));
+        writes.into_iter().map(|w| w.join().unwrap_or_else(panicked)).collect()
+    })
+}
