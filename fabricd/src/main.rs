@@ -1,5 +1,7 @@
 //! The daemon: an embedded node and its mount in one process. `kos up` starts it.
 
+mod view;
+
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -7,12 +9,13 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use fabricd::{MountStatus, Node, NodeStatus, Options, Status};
+use fabricd::{Node, Options};
 use kos_fuse::MountOptions;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use view::View;
 
 /// Time between two status files.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
@@ -76,12 +79,18 @@ fn run(args: &Args) -> Result<()> {
     let threads = std::thread::available_parallelism().map_or(4, |n| (2 * n.get()).min(THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
     let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
-    let mounted = kos_fuse::mount(Arc::clone(&node), &options, move || {
+    let view = Arc::new(View {
+        node: Arc::clone(&node),
+        state: args.state.clone(),
+        mount: args.mount.to_string_lossy().into_owned(),
+        source,
+    });
+    let mounted = kos_fuse::mount(node, &options, view.control(), move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
     })?;
 
-    let served = serve(&node, args, &source, &ended);
+    let served = serve(&view, state, &args.mount, &ended);
     // Also when serving failed: what programs wrote is kept.
     let unmounted = match &served {
         Ok(End::Unmounted) => mounted.flush_all(),
@@ -96,36 +105,16 @@ fn run(args: &Args) -> Result<()> {
 }
 
 /// Tell of the mount until something ends it.
-fn serve(node: &Node, args: &Args, source: &str, ended: &Receiver<End>) -> Result<End> {
-    let pid = std::process::id();
-    let Some(state) = args.state.first() else {
-        return Err(Error::new(Kind::Invalid, "no state directory"));
-    };
-    let status = || Status {
-        health: if node.places_failed() == 0 { "ok" } else { "degraded" },
-        mounts: vec![MountStatus {
-            dir: args.mount.to_string_lossy().into_owned(),
-            source: source.to_owned(),
-            pid,
-            state: "mounted",
-        }],
-        mount_source: source.to_owned(),
-        nodes: vec![NodeStatus { id: 1, addr: String::new(), pid, state: "up" }],
-        nodes_up: 1,
-        leader: 1,
-        leader_pid: pid,
-        under_replicated_stripes: 0,
-        under_spread_stripes: 0,
-    };
-    publish(&state.join("status.json"), &status())?;
+fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Result<End> {
+    publish(&state.join("status.json"), &view.status())?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    publish(&state.join(RUN), &Run { pid, mount: &args.mount, started })?;
-    eprintln!("fabricd: {} is mounted", args.mount.display());
+    publish(&state.join(RUN), &Run { pid: std::process::id(), mount, started })?;
+    eprintln!("fabricd: {} is mounted", mount.display());
     loop {
         match ended.recv_timeout(STATUS_PERIOD) {
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
-                if let Err(e) = publish(&state.join("status.json"), &status()) {
+                if let Err(e) = publish(&state.join("status.json"), &view.status()) {
                     eprintln!("fabricd: {e}");
                 }
             }

@@ -1,43 +1,163 @@
-//! The mount's root: the control tree as a table.
+//! The control tree: the mount's root, and files whose contents are made when they are opened.
 
-use kos_types::{Attr, FileKind, Ino, ROOT, Time};
+use std::fmt;
+
+use kos_types::{Attr, Error, FileKind, Ino, Kind, ROOT, Result, Time};
 
 /// The mount's root directory, FUSE's own root.
 pub(crate) const TOP: Ino = Ino(1);
+/// Inodes of the other entries: a metadata group that no fabric has.
+const BASE: u64 = 0xffff << 48;
+/// Positions in listings, above those of `.` and `..`.
+const COOKIE_BASE: u64 = 16;
 
-/// Entries of the root: position in listings, name and inode.
-const ENTRIES: [(u64, &[u8], Ino); 1] = [(16, b"mem", ROOT)];
+/// A file of the control tree.
+pub struct ControlFile {
+    /// Its path below the mount, without a leading slash; directories on the way are made.
+    pub path: String,
+    /// Its contents now.
+    pub read: Box<dyn Fn() -> Vec<u8> + Send + Sync>,
+}
+
+impl fmt::Debug for ControlFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ControlFile").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+enum Node {
+    Dir(Vec<(String, Ino)>),
+    File(ControlFile),
+}
+
+/// The whole tree; entry 0 is the root.
+pub(crate) struct Tree {
+    nodes: Vec<(Ino, Node)>,
+    mounted: Time,
+}
+
+impl Tree {
+    /// `mem` and the directories and files of `files`.
+    pub(crate) fn new(files: Vec<ControlFile>, mounted: Time) -> Self {
+        let root = Node::Dir(vec![("mem".to_owned(), ROOT)]);
+        let mut tree = Self { nodes: vec![(TOP, root)], mounted };
+        for file in files {
+            let mut dir = 0;
+            let path = file.path.clone();
+            let (dirs, name) = path.rsplit_once('/').unwrap_or(("", &path));
+            for part in dirs.split('/').filter(|part| !part.is_empty()) {
+                dir = tree.child(dir, part).unwrap_or_else(|| tree.add(dir, part, Node::Dir(Vec::new())));
+            }
+            tree.add(dir, name, Node::File(file));
+        }
+        tree
+    }
+
+    fn child(&self, dir: usize, name: &str) -> Option<usize> {
+        let Node::Dir(entries) = &self.nodes[dir].1 else { return None };
+        entries.iter().find(|(entry, _)| entry == name).and_then(|&(_, ino)| index(ino))
+    }
+
+    fn add(&mut self, dir: usize, name: &str, node: Node) -> usize {
+        let number = self.nodes.len();
+        let ino = Ino(BASE + number as u64);
+        if let Node::Dir(entries) = &mut self.nodes[dir].1 {
+            entries.push((name.to_owned(), ino));
+        }
+        self.nodes.push((self.nodes[dir].0, node));
+        number
+    }
+
+    fn node(&self, ino: Ino) -> Result<&(Ino, Node)> {
+        index(ino).and_then(|i| self.nodes.get(i)).ok_or_else(|| Error::new(Kind::Stale, "control entry"))
+    }
+
+    fn entries(&self, dir: Ino) -> Result<&[(String, Ino)]> {
+        match &self.node(dir)?.1 {
+            Node::Dir(entries) => Ok(entries),
+            Node::File(_) => Err(Error::new(Kind::NotDir, "control file")),
+        }
+    }
+
+    /// What a name in a directory stands for.
+    pub(crate) fn lookup(&self, dir: Ino, name: &[u8]) -> Result<Ino> {
+        let found = self.entries(dir)?.iter().find(|(entry, _)| entry.as_bytes() == name);
+        found.map(|&(_, ino)| ino).ok_or_else(|| Error::new(Kind::NotFound, "lookup"))
+    }
+
+    /// The directory that holds a directory; the root holds itself.
+    pub(crate) fn parent(&self, dir: Ino) -> Result<Ino> {
+        Ok(self.node(dir)?.0)
+    }
+
+    /// Entries behind a position, with their positions.
+    pub(crate) fn list(&self, dir: Ino, after: u64) -> Result<impl Iterator<Item = (u64, &str, Ino)>> {
+        let entries = (COOKIE_BASE..).zip(self.entries(dir)?);
+        Ok(entries.filter(move |(at, _)| *at > after).map(|(at, (name, ino))| (at, name.as_str(), *ino)))
+    }
+
+    /// Contents of a file.
+    pub(crate) fn read(&self, ino: Ino) -> Result<Vec<u8>> {
+        match &self.node(ino)?.1 {
+            Node::File(file) => Ok((file.read)()),
+            Node::Dir(_) => Err(Error::new(Kind::IsDir, "control directory")),
+        }
+    }
+
+    pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
+        let (kind, mode, nlink, size) = match &self.node(ino)?.1 {
+            Node::Dir(entries) => (FileKind::Dir, 0o755, 2 + entries.len() as u32, 0),
+            Node::File(file) => (FileKind::File, 0o444, 1, (file.read)().len() as u64),
+        };
+        let time = self.mounted;
+        Ok(Attr {
+            ino,
+            kind,
+            mode,
+            nlink,
+            uid: 0,
+            gid: 0,
+            rdev: 0,
+            size,
+            bytes: 0,
+            atime: time,
+            mtime: time,
+            ctime: time,
+            btime: time,
+        })
+    }
+}
 
 /// Whether an inode belongs to the control tree and not to the fabric.
 pub(crate) fn owns(ino: Ino) -> bool {
-    ino == TOP
+    ino == TOP || ino.0 >= BASE
 }
 
-/// What a name in the root stands for.
-pub(crate) fn lookup(name: &[u8]) -> Option<Ino> {
-    ENTRIES.iter().find(|(_, entry, _)| *entry == name).map(|&(.., ino)| ino)
+fn index(ino: Ino) -> Option<usize> {
+    if ino == TOP { Some(0) } else { ino.0.checked_sub(BASE).and_then(|i| usize::try_from(i).ok()) }
 }
 
-/// Entries behind a position.
-pub(crate) fn list(after: u64) -> impl Iterator<Item = (u64, &'static [u8], Ino)> {
-    ENTRIES.into_iter().filter(move |&(cookie, ..)| cookie > after)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// The root's attributes; `since` is when it was mounted.
-pub(crate) fn attr(since: Time) -> Attr {
-    Attr {
-        ino: TOP,
-        kind: FileKind::Dir,
-        mode: 0o755,
-        nlink: 2 + ENTRIES.len() as u32,
-        uid: 0,
-        gid: 0,
-        rdev: 0,
-        size: 0,
-        bytes: 0,
-        atime: since,
-        mtime: since,
-        ctime: since,
-        btime: since,
+    #[test]
+    fn paths_become_directories_and_files() {
+        let file = |path: &str| ControlFile { path: path.into(), read: Box::new(|| b"text\n".to_vec()) };
+        let tree =
+            Tree::new(vec![file("sys/health"), file("sys/metrics"), file("nodes/a/status")], Time::default());
+        let names =
+            |dir| tree.list(dir, 0).expect("lists").map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>();
+        assert_eq!(names(TOP), ["mem", "sys", "nodes"]);
+        let sys = tree.lookup(TOP, b"sys").expect("sys");
+        assert_eq!(names(sys), ["health", "metrics"]);
+        let metrics = tree.lookup(sys, b"metrics").expect("metrics");
+        assert_eq!(tree.read(metrics).expect("reads"), b"text\n");
+        assert_eq!((tree.parent(sys).ok(), tree.attr(metrics).map(|a| a.size).ok()), (Some(TOP), Some(5)));
+        assert!(
+            tree.lookup(TOP, b"none").is_err() && tree.read(sys).is_err() && tree.list(metrics, 0).is_err()
+        );
+        assert_eq!(tree.list(sys, 16).expect("lists").count(), 1, "behind the first");
+        assert!(owns(sys) && owns(TOP) && !owns(ROOT));
     }
 }

@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::{
     Attr, Cred, Dirent, Error, Fabric, FileKind, Ino, Kind, Op, ROOT, RenameMode, Reply, Result, SetAttr,
-    SetSize, Source, SpaceUsage, Time, XattrMode, limits,
+    SetSize, Source, SpaceUsage, XattrMode, limits,
 };
 
-use crate::control::{self, TOP};
+use crate::control::{self, ControlFile, TOP, Tree};
 use crate::file::{Files, now};
 
 /// `.` and `..` in listings.
@@ -21,11 +21,16 @@ const SUID_SGID: u32 = 0o6000;
 pub(crate) type Name<'a> = (Ino, &'a [u8]);
 
 /// One open file description.
-struct Handle {
-    ino: Ino,
-    append: bool,
-    /// Flush errors this description has reported or was opened after.
-    errors_seen: u64,
+enum Handle {
+    /// Of a region.
+    File {
+        ino: Ino,
+        append: bool,
+        /// Flush errors it has reported or was opened after.
+        errors_seen: u64,
+    },
+    /// Of a control file: its contents when it was opened.
+    Control(Arc<[u8]>),
 }
 
 /// How the kernel is to treat an open file.
@@ -54,7 +59,7 @@ pub(crate) enum Allocate {
 pub(crate) struct Fs<F> {
     fabric: Arc<F>,
     pub(crate) files: Arc<Files<F>>,
-    mounted: Time,
+    control: Tree,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     /// Inodes without a name that the kernel still knows: reaped when it forgets them.
@@ -74,11 +79,11 @@ fn unexpected(reply: &Reply) -> Error {
 }
 
 impl<F: Fabric> Fs<F> {
-    pub(crate) fn new(fabric: Arc<F>) -> Self {
+    pub(crate) fn new(fabric: Arc<F>, control: Vec<ControlFile>) -> Self {
         Self {
             files: Arc::new(Files::new(Arc::clone(&fabric))),
             fabric,
-            mounted: now(),
+            control: Tree::new(control, now()),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             orphans: Mutex::default(),
@@ -87,15 +92,14 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn lookup(&self, (parent, name): Name<'_>) -> Result<Attr> {
         if control::owns(parent) {
-            let ino = control::lookup(name).ok_or_else(|| Error::new(Kind::NotFound, "lookup"))?;
-            return self.attr(ino);
+            return self.attr(self.control.lookup(parent, name)?);
         }
         self.files.fresh(|| self.fabric.lookup(parent, name))
     }
 
     pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
         if control::owns(ino) {
-            return Ok(control::attr(self.mounted));
+            return self.control.attr(ino);
         }
         self.files.fresh(|| self.fabric.attr(ino))
     }
@@ -216,7 +220,8 @@ impl<F: Fabric> Fs<F> {
         }
         if after < DOTDOT {
             let parent = match ino {
-                TOP | ROOT => TOP,
+                ROOT => TOP,
+                _ if control::owns(ino) => self.control.parent(ino)?,
                 _ => self.fabric.parent(ino)?,
             };
             if add(&dot(DOTDOT, b"..", parent)?) {
@@ -224,8 +229,8 @@ impl<F: Fabric> Fs<F> {
             }
         }
         if control::owns(ino) {
-            for (cookie, name, ino) in control::list(after) {
-                if add(&dot(cookie, name, ino)?) {
+            for (cookie, name, ino) in self.control.list(ino, after)? {
+                if add(&dot(cookie, name.as_bytes(), ino)?) {
                     break;
                 }
             }
@@ -255,7 +260,11 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn open(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
         if control::owns(ino) {
-            return Err(Error::new(Kind::IsDir, "open"));
+            if flags & libc::O_ACCMODE != libc::O_RDONLY {
+                return Err(fixed());
+            }
+            let contents = self.control.read(ino)?.into();
+            return Ok((self.add_handle(Handle::Control(contents)), Caching::Direct));
         }
         // It may have gone since the kernel looked it up.
         self.fabric.attr(ino)?;
@@ -266,21 +275,33 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn opened(&self, ino: Ino, flags: i32) -> (u64, Caching) {
         let node = self.files.open(ino);
         let append = flags & libc::O_APPEND != 0;
-        let handle = Handle { ino, append, errors_seen: node.errors() };
+        let direct = append || flags & libc::O_DIRECT != 0;
+        let handle = self.add_handle(Handle::File { ino, append, errors_seen: node.errors() });
+        (handle, if direct { Caching::Direct } else { Caching::Keep })
+    }
+
+    fn add_handle(&self, handle: Handle) -> u64 {
         let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
         lock(&self.handles).insert(number, handle);
-        let direct = append || flags & libc::O_DIRECT != 0;
-        (number, if direct { Caching::Direct } else { Caching::Keep })
+        number
     }
 
     pub(crate) fn release(&self, handle: u64) {
         let gone = lock(&self.handles).remove(&handle);
-        if let Some(gone) = gone {
-            self.files.close(gone.ino);
+        if let Some(Handle::File { ino, .. }) = gone {
+            self.files.close(ino);
         }
     }
 
-    pub(crate) fn read(&self, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, len: usize) -> Result<Vec<u8>> {
+        if control::owns(ino) {
+            let handles = lock(&self.handles);
+            let Some(Handle::Control(contents)) = handles.get(&handle) else {
+                return Err(Error::new(Kind::Stale, "read: control file"));
+            };
+            let from = usize::try_from(off).unwrap_or(usize::MAX).min(contents.len());
+            return Ok(contents[from..contents.len().min(from.saturating_add(len))].to_vec());
+        }
         self.files.read(ino, off, len)
     }
 
@@ -289,7 +310,7 @@ impl<F: Fabric> Fs<F> {
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
-        let append = lock(&self.handles).get(&handle).is_some_and(|h| h.append);
+        let append = matches!(lock(&self.handles).get(&handle), Some(Handle::File { append: true, .. }));
         // The kernel's idea of the end may be old: ours is taken under the file's lock.
         self.files.write(ino, (!append).then_some(off), data)
     }
@@ -301,8 +322,10 @@ impl<F: Fabric> Fs<F> {
 
     fn tell_error(&self, handle: u64) -> Result<()> {
         let mut handles = lock(&self.handles);
-        let Some(handle) = handles.get_mut(&handle) else { return Ok(()) };
-        self.files.unseen_error(handle.ino, &mut handle.errors_seen)
+        match handles.get_mut(&handle) {
+            Some(Handle::File { ino, errors_seen, .. }) => self.files.unseen_error(*ino, errors_seen),
+            _ => Ok(()),
+        }
     }
 
     pub(crate) fn fsync(&self, ino: Ino, handle: u64) -> Result<()> {

@@ -8,4 +8,5 @@ mod fs;
 mod mount;
 mod session;
 
+pub use control::ControlFile;
 pub use mount::{MountOptions, Mounted, mount};

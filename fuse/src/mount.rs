@@ -17,6 +17,7 @@ use kos_types::{Error, Fabric, Kind, Result};
 use rustix::fs::{major, minor};
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
+use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::Fs;
 use crate::session::Session;
@@ -54,7 +55,7 @@ impl fmt::Debug for Mounted {
     }
 }
 
-/// Mount `fabric`. The mount answers when this returns; `ended` is called when it is gone, whoever
+/// Mount `fabric`, with `control` beside the regions' tree. The mount answers when this returns; `ended` is called when it is gone, whoever
 /// unmounted it.
 ///
 /// # Errors
@@ -62,9 +63,10 @@ impl fmt::Debug for Mounted {
 pub fn mount<F: Fabric + 'static>(
     fabric: Arc<F>,
     options: &MountOptions,
+    control: Vec<ControlFile>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
-    let fs = Arc::new(Fs::new(fabric));
+    let fs = Arc::new(Fs::new(fabric, control));
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
     config.clone_fd = true;

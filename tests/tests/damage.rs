@@ -67,6 +67,10 @@ fn reads_right(daemon: &mut Daemon, data: &[u8]) {
     let path = daemon.mem().join("file");
     assert!(fs::read(&path).expect("read") == data, "wrong bytes");
     wait_for("repair", || daemon.log().contains("; repaired"));
+    let metrics = fs::read_to_string(daemon.mount().join("sys/metrics")).expect("metrics");
+    for counter in ["kos_shards_bad_total", "kos_shards_repaired_total"] {
+        assert!(metrics.contains(counter) && !metrics.contains(&format!("\n{counter} 0\n")), "{metrics}");
+    }
     daemon.stop();
     let repairs = daemon.log().matches("; repaired").count();
     daemon.spawn();

@@ -1,0 +1,104 @@
+//! What the daemon shows of itself: the status file and the control tree.
+
+use std::fmt::Write as _;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use fabricd::{MountStatus, Node, NodeStatus, Status};
+use kos_fuse::ControlFile;
+use kos_types::{Fabric, Result};
+
+/// The daemon as its users see it.
+pub(crate) struct View {
+    pub(crate) node: Arc<Node>,
+    pub(crate) state: Vec<PathBuf>,
+    pub(crate) mount: String,
+    pub(crate) source: String,
+}
+
+/// The machine's name, for the node's directory.
+fn host() -> String {
+    let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    // A name that is no file name would hide the node.
+    if name.is_empty() || name.contains('/') { "node".to_owned() } else { name }
+}
+
+impl View {
+    pub(crate) fn status(&self) -> Status {
+        let pid = std::process::id();
+        Status {
+            health: self.health(),
+            mounts: vec![MountStatus {
+                dir: self.mount.clone(),
+                source: self.source.clone(),
+                pid,
+                state: "mounted",
+            }],
+            mount_source: self.source.clone(),
+            nodes: vec![NodeStatus { id: 1, addr: String::new(), pid, state: "up" }],
+            nodes_up: 1,
+            leader: 1,
+            leader_pid: pid,
+            under_replicated_stripes: 0,
+            under_spread_stripes: 0,
+        }
+    }
+
+    fn health(&self) -> &'static str {
+        if self.node.places_failed() == 0 { "ok" } else { "degraded" }
+    }
+
+    fn health_text(&self) -> String {
+        match self.node.places_failed() {
+            0 => "ok\n".to_owned(),
+            failed => format!("degraded: {failed} state directories take no writes; see the log\n"),
+        }
+    }
+
+    fn config(&self) -> String {
+        let mut text = format!("mount = {:?}\nsource = {:?}\n", self.mount, self.source);
+        for dir in &self.state {
+            let _ = writeln!(text, "state = {dir:?}");
+        }
+        text
+    }
+
+    fn metrics(&self) -> String {
+        let mut text = String::new();
+        for (name, value) in self.node.counters().list() {
+            let _ = writeln!(text, "# TYPE {name} counter\n{name} {value}");
+        }
+        let failed = self.node.places_failed();
+        let _ = writeln!(text, "# TYPE kos_places_failed gauge\nkos_places_failed {failed}");
+        text
+    }
+
+    fn usage(&self) -> Result<String> {
+        let usage = self.node.usage()?;
+        let used = usage.bytes_total - usage.bytes_free;
+        Ok(format!(
+            "bytes_total {}\nbytes_used {used}\nbytes_free {}\ninodes_used {}\n",
+            usage.bytes_total, usage.bytes_free, usage.inodes_used
+        ))
+    }
+
+    fn node_status(&self) -> String {
+        format!("id 1\nstate up\npid {}\nhealth {}\n", std::process::id(), self.health())
+    }
+
+    /// The files below the mount's root.
+    pub(crate) fn control(self: &Arc<Self>) -> Vec<ControlFile> {
+        let file = |path: String, make: fn(&Self) -> String| {
+            let view = Arc::clone(self);
+            ControlFile { path, read: Box::new(move || make(&view).into_bytes()) }
+        };
+        vec![
+            file("sys/health".into(), Self::health_text),
+            file("sys/version".into(), |_| format!("kosfs {}\n", env!("CARGO_PKG_VERSION"))),
+            file("sys/config".into(), Self::config),
+            file("sys/metrics".into(), Self::metrics),
+            file("sys/usage".into(), |view| view.usage().unwrap_or_else(|e| format!("error {e}\n"))),
+            file(format!("nodes/{}/status", host()), Self::node_status),
+        ]
+    }
+}
