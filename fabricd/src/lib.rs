@@ -9,6 +9,7 @@ mod node;
 mod shards;
 mod status;
 mod stripes;
+mod tiers;
 
 pub use node::{Node, Options};
 pub use status::{Counters, MountStatus, NodeStatus, Status};

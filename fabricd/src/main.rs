@@ -75,7 +75,7 @@ fn run(args: &Args) -> Result<()> {
     };
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
-    let node = Arc::new(Node::open(&Options { state: args.state.clone() })?);
+    let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
     let threads = std::thread::available_parallelism().map_or(4, |n| (2 * n.get()).min(THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
     let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
@@ -85,7 +85,7 @@ fn run(args: &Args) -> Result<()> {
         mount: args.mount.to_string_lossy().into_owned(),
         source,
     });
-    let mounted = kos_fuse::mount(node, &options, view.control(), move || {
+    let mounted = kos_fuse::mount(Arc::clone(&node), &options, view.control(), move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
     })?;
@@ -93,11 +93,17 @@ fn run(args: &Args) -> Result<()> {
     let served = serve(&view, state, &args.mount, &ended);
     // Also when serving failed: what programs wrote is kept.
     let unmounted = match &served {
-        Ok(End::Unmounted) => mounted.flush_all(),
+        Ok(End::Unmounted) => mounted.finish(),
         Ok(End::Signal) | Err(_) => mounted.unmount(),
+    };
+    drop(view);
+    let closed = match Arc::into_inner(node) {
+        Some(node) => node.close(),
+        None => Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
     };
     served?;
     unmounted?;
+    closed?;
     // Its absence says that the end was clean.
     std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
     eprintln!("fabricd: {} is unmounted, all data is on disk", args.mount.display());

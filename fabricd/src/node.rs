@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use kos_core::{policy, read};
-use kos_store::Store;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Policy, Reply, Result, SpaceUsage,
     StripeId, Time,
@@ -18,6 +17,7 @@ use crate::group::Group;
 use crate::shards;
 use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
+use crate::tiers::{RamDir, Tiers};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -28,6 +28,8 @@ const PLACES: usize = 6;
 pub struct Options {
     /// State directories; metadata is in the first. With several, each is one place of shards.
     pub state: Vec<PathBuf>,
+    /// Bytes of the memory tier; without, classes `memory` and `scratch` are kept on disk.
+    pub ram_bytes: u64,
 }
 
 impl Options {
@@ -53,7 +55,7 @@ pub(crate) struct Inner {
 /// One node in this process.
 pub struct Node {
     inner: Arc<Inner>,
-    _collector: Collector,
+    collector: Collector,
 }
 
 impl fmt::Debug for Node {
@@ -94,10 +96,23 @@ impl Node {
             db.write(kos_core::initialise(now()))?;
             db.sync()?;
         }
-        let store = Store::open(&options.places(), shards::all(&db)?)?;
+        let ram = RamDir::attach(&first.join("ram"), options.ram_bytes)?;
+        let mut index = shards::all(&db)?;
+        if ram.as_ref().is_none_or(|ram| ram.fresh) {
+            // A reboot took what was in memory; its numbers will be given out again.
+            let lost: Vec<_> =
+                index.extract_if(.., |(_, spot)| spot.ram).map(|(key, _)| (key, None)).collect();
+            if !lost.is_empty() {
+                eprintln!("fabricd: {} shards in memory did not survive a reboot", lost.len());
+                db.write(lost)?;
+                db.sync()?;
+            }
+        }
+        let live: Vec<_> = index.into_iter().map(|(_, spot)| spot).collect();
+        let tiers = Tiers::open(&options.places(), ram, &live)?;
         let counters = Arc::new(Counters::default());
         let inner = Inner {
-            stripes: Stripes::new(store, Arc::clone(&db), Arc::clone(&counters)),
+            stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters)),
             db,
             counters,
             committer: Mutex::default(),
@@ -108,7 +123,7 @@ impl Node {
         for ino in read::orphans(&*inner.db)? {
             inner.propose(Op::Reap { ino })?;
         }
-        Ok(Self { _collector: Collector::start(Arc::clone(&inner))?, inner })
+        Ok(Self { collector: Collector::start(Arc::clone(&inner))?, inner })
     }
 
     /// What happened since the start.
@@ -120,8 +135,28 @@ impl Node {
     /// Places that take no more writes until a restart.
     #[must_use]
     pub fn places_failed(&self) -> usize {
-        let store = self.inner.stripes.store();
-        store.places().iter().filter(|place| place.failed.is_some()).count()
+        self.inner.stripes.tiers().failed()
+    }
+
+    /// Bytes used and bytes there are of the memory tier.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn ram_usage(&self) -> Result<(u64, u64)> {
+        self.inner.stripes.tiers().ram_usage()
+    }
+
+    /// End cleanly: what is in memory goes to disk, and the memory tier is given back.
+    ///
+    /// # Errors
+    /// `Busy` when somebody else still uses the node; `Io` and `NoSpace`, and then the memory
+    /// tier stays and the next start finds it.
+    pub fn close(self) -> Result<()> {
+        drop(self.collector);
+        let mut inner =
+            Arc::into_inner(self.inner).ok_or_else(|| Error::new(Kind::Busy, "close: the node is in use"))?;
+        inner.sync()?;
+        inner.stripes.move_to_disk()
     }
 }
 

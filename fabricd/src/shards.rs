@@ -4,25 +4,18 @@ use std::sync::Arc;
 
 use kos_code::shard::{self, HEADER_BYTES, ShardHeader};
 use kos_core::Tables;
-use kos_store::{Location, Store};
 use kos_types::limits::BLOCK_BYTES;
 use kos_types::{Error, Kind, Result, StripeId};
 
 use crate::cache::Cache;
 use crate::db::Db;
+use crate::tiers::{Spot, Tiers};
 
 /// Shards whose header and checksums are kept: at most twice this, of 1 KiB for the largest.
 const CACHED: usize = 16 << 10;
 /// Key of a shard's record: the table, the stripe, the index. The state machine's tables have
 /// capital letters.
 const TABLE: u8 = b's';
-
-/// Where a shard is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Spot {
-    pub(crate) place: usize,
-    pub(crate) location: Location,
-}
 
 /// A shard whose header and checksum table are intact.
 pub(crate) struct Shard {
@@ -33,8 +26,7 @@ pub(crate) struct Shard {
 
 /// All shards of this node.
 pub(crate) struct Shards {
-    pub(crate) store: Store,
-    pub(crate) places: usize,
+    pub(crate) tiers: Tiers,
     db: Arc<Db>,
     cache: Cache<(StripeId, u8), Arc<Shard>>,
 }
@@ -47,51 +39,24 @@ pub(crate) fn key(id: StripeId, index: u8) -> Vec<u8> {
     key
 }
 
-pub(crate) fn encode(spot: Spot) -> Vec<u8> {
-    // A store has at most 32 places.
-    let mut value = vec![spot.place as u8];
-    value.extend_from_slice(&spot.location.to_bytes());
-    value
-}
-
-fn decode(value: &[u8]) -> Result<Spot> {
-    let (place, location) =
-        value.split_first().ok_or_else(|| Error::new(Kind::Io, "shard record: too short"))?;
-    Ok(Spot { place: usize::from(*place), location: Location::from_bytes(location)? })
-}
-
 /// Where every shard of the index is.
-pub(crate) fn all(db: &Db) -> Result<Vec<(usize, Location)>> {
+pub(crate) fn all(db: &Db) -> Result<Vec<(Vec<u8>, Spot)>> {
     let mut live = Vec::new();
-    db.each(&[TABLE], |_, value| {
-        let spot = decode(value)?;
-        live.push((spot.place, spot.location));
+    db.each(&[TABLE], |key, value| {
+        live.push((key.to_vec(), Spot::decode(value)?));
         Ok(())
     })?;
     Ok(live)
 }
 
 impl Shards {
-    pub(crate) fn new(store: Store, db: Arc<Db>) -> Self {
-        Self { places: store.places().len(), store, db, cache: Cache::new(CACHED) }
+    pub(crate) fn new(tiers: Tiers, db: Arc<Db>) -> Self {
+        Self { tiers, db, cache: Cache::new(CACHED) }
     }
 
     /// Where a shard is, or none when there is no record of it.
     pub(crate) fn spot(&self, id: StripeId, index: u8) -> Result<Option<Spot>> {
-        self.db.get(&key(id, index))?.map(|value| decode(&value)).transpose()
-    }
-
-    /// Write one shard to `place`, or the next one that takes it. Not on stable storage yet.
-    pub(crate) fn append(&self, header: &[u8], payload: &[u8], table: &[u8], place: usize) -> Result<Spot> {
-        let mut last = Error::new(Kind::Io, "append: no place left");
-        for step in 0..self.places {
-            let place = (place + step) % self.places;
-            match self.store.append(place, &[header, payload, table]) {
-                Ok(location) => return Ok(Spot { place, location }),
-                Err(e) => last = e,
-            }
-        }
-        Err(last)
+        self.db.get(&key(id, index))?.map(|value| Spot::decode(&value)).transpose()
     }
 
     /// The shard's header and checksums, checked.
@@ -101,14 +66,14 @@ impl Shards {
         }
         let spot = self.spot(id, index)?.ok_or_else(|| Error::new(Kind::Io, "shard: no record"))?;
         let mut block = [0; HEADER_BYTES];
-        self.store.read(spot.place, spot.location, 0, &mut block)?;
+        self.tiers.read(&spot, 0, &mut block)?;
         let header = shard::decode_header(&block)?;
         if (header.stripe, header.index) != (id, index) {
             return Err(Error::new(Kind::Io, "shard header: of another shard"));
         }
         let payload_len = header.payload_len as usize;
         let mut bytes = vec![0; shard::table_len(payload_len)];
-        self.store.read(spot.place, spot.location, (HEADER_BYTES + payload_len) as u64, &mut bytes)?;
+        self.tiers.read(&spot, (HEADER_BYTES + payload_len) as u64, &mut bytes)?;
         let table = shard::decode_table(&header, &bytes)?;
         let shard = Arc::new(Shard { spot, header, table });
         self.cache.insert((id, index), Arc::clone(&shard));
@@ -141,7 +106,7 @@ impl Shards {
     }
 
     fn read_blocks(&self, shard: &Shard, at: usize, out: &mut [u8]) -> Result<()> {
-        self.store.read(shard.spot.place, shard.spot.location, (HEADER_BYTES + at) as u64, out)?;
+        self.tiers.read(&shard.spot, (HEADER_BYTES + at) as u64, out)?;
         if shard::verify_blocks(out, at / BLOCK_BYTES, &shard.table) {
             Ok(())
         } else {
@@ -152,7 +117,7 @@ impl Shards {
     /// The whole payload, checked by its hash.
     pub(crate) fn read_whole(&self, shard: &Shard) -> Result<Vec<u8>> {
         let mut payload = vec![0; shard.header.payload_len as usize];
-        self.store.read(shard.spot.place, shard.spot.location, HEADER_BYTES as u64, &mut payload)?;
+        self.tiers.read(&shard.spot, HEADER_BYTES as u64, &mut payload)?;
         if shard::verify_whole(&shard.header, &payload) {
             Ok(payload)
         } else {

@@ -7,20 +7,20 @@ use std::time::{Duration, Instant};
 
 use kos_code::{shard, stripe};
 use kos_core::{read, record};
-use kos_store::Store;
 use kos_types::{Class, Error, Geometry, Kind, Policy, Result, StripeId};
 
 use crate::cache::Cache;
 use crate::db::Db;
-use crate::shards::{self, Shards, Spot};
+use crate::shards::{self, Shards};
 use crate::status::Counters;
+use crate::tiers::{Spot, Tiers};
 
 /// Stripe records kept: at most twice this, of 32 bytes.
 const CACHED: usize = 64 << 10;
 /// A stripe nobody commits for so long is dropped.
 const UNCOMMITTED_MAX: Duration = Duration::from_mins(10);
-/// Kept free for metadata, so that a full pool can still delete and commit.
-const RESERVE_BYTES: u64 = 64 << 20;
+/// Bytes moved to disk between two syncs.
+const MOVE_BYTES: u64 = 64 << 20;
 
 /// A stripe that is written and not committed.
 struct Pending {
@@ -52,9 +52,9 @@ pub(crate) struct Settled {
 }
 
 impl Stripes {
-    pub(crate) fn new(store: Store, db: Arc<Db>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(tiers: Tiers, db: Arc<Db>, counters: Arc<Counters>) -> Self {
         Self {
-            shards: Shards::new(store, Arc::clone(&db)),
+            shards: Shards::new(tiers, Arc::clone(&db)),
             db,
             cache: Cache::new(CACHED),
             pending: Mutex::default(),
@@ -63,16 +63,16 @@ impl Stripes {
         }
     }
 
-    pub(crate) const fn store(&self) -> &Store {
-        &self.shards.store
+    pub(crate) const fn tiers(&self) -> &Tiers {
+        &self.shards.tiers
     }
 
     /// Bytes of user data at the default geometry: the size of the pool, and what is free.
     pub(crate) fn space(&self) -> Result<(u64, u64)> {
-        let usage = self.store().usage()?;
+        let usage = self.tiers().usage()?;
         let geometry = Geometry::DEFAULT;
         let user = |bytes: u64| bytes / geometry.n() as u64 * geometry.k() as u64;
-        Ok((user(usage.bytes_total), user(usage.bytes_free.saturating_sub(RESERVE_BYTES))))
+        Ok((user(usage.bytes_total), user(usage.bytes_free)))
     }
 
     fn pending(&self) -> MutexGuard<'_, HashMap<StripeId, Pending>> {
@@ -81,10 +81,6 @@ impl Stripes {
 
     /// Code and write one stripe under `id`. A commit will make it durable and visible.
     pub(crate) fn write(&self, id: StripeId, policy: Policy, data: &[u8]) -> Result<()> {
-        let stored = stripe::shard_len(policy.geometry, data.len()) * policy.geometry.n();
-        if self.store().usage()?.bytes_free < RESERVE_BYTES + stored as u64 {
-            return Err(Error::new(Kind::NoSpace, "write: the state directories are full"));
-        }
         let payloads = stripe::encode(policy.geometry, data)?;
         let mut spots = Vec::with_capacity(payloads.len());
         for (index, payload) in (0..).zip(&payloads) {
@@ -105,8 +101,8 @@ impl Stripes {
 
     fn append(&self, id: StripeId, index: u8, policy: Policy, len: usize, payload: &[u8]) -> Result<Spot> {
         let (header, table) = shard::seal(id, index, policy.geometry, len as u64, payload)?;
-        let place = (id.0 as usize).wrapping_add(usize::from(index)) % self.shards.places;
-        self.shards.append(&header, payload, &table, place)
+        let place = (id.0 as usize).wrapping_add(usize::from(index));
+        self.tiers().append(policy.class, place, &[&header, payload, &table])
     }
 
     /// Take written stripes out for a commit, as durable as their class says; answers their
@@ -129,9 +125,9 @@ impl Stripes {
             let found =
                 found.ok_or_else(|| Error::new(Kind::Stale, "commit: stripe not written or dropped"))?;
             for (index, &spot) in (0..).zip(&found.spots) {
-                settled.records.push((shards::key(id, index), Some(shards::encode(spot))));
+                settled.records.push((shards::key(id, index), Some(spot.encode())));
                 settled.spots.push(spot);
-                if policy.class == Class::Disk {
+                if policy.class == Class::Disk && !spot.ram {
                     places.insert(spot.place);
                 }
             }
@@ -142,7 +138,7 @@ impl Stripes {
     fn sync_places(&self, places: &BTreeSet<usize>) -> Result<()> {
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let syncs: Vec<_> =
-                places.iter().map(|&place| scope.spawn(move || self.store().sync(place))).collect();
+                places.iter().map(|&place| scope.spawn(move || self.tiers().sync(place))).collect();
             let panicked = |_| Err(Error::new(Kind::Io, "sync: panicked"));
             syncs.into_iter().map(|sync| sync.join().unwrap_or_else(panicked)).collect()
         });
@@ -165,7 +161,7 @@ impl Stripes {
 
     fn free(&self, spots: &[Spot]) {
         for spot in spots {
-            if let Err(e) = self.store().free(spot.place, spot.location) {
+            if let Err(e) = self.tiers().free(spot) {
                 eprintln!("fabricd: {e}; the bytes come back at the next start");
             }
         }
@@ -283,12 +279,12 @@ impl Stripes {
     }
 
     fn place_repaired(&self, id: StripeId, index: u8, policy: Policy, spot: Spot) -> Result<()> {
-        if policy.class == Class::Disk {
-            self.store().sync(spot.place)?;
+        if policy.class == Class::Disk && !spot.ram {
+            self.tiers().sync(spot.place)?;
         }
         let _collecting_waits = self.repairing();
         self.alive(id)?;
-        self.db.write([(shards::key(id, index), Some(shards::encode(spot)))])?;
+        self.db.write([(shards::key(id, index), Some(spot.encode()))])?;
         self.shards.forget(id, index);
         Ok(())
     }
@@ -316,6 +312,35 @@ impl Stripes {
         self.free(&spots);
         self.counters.stripes_freed.fetch_add(dead.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+}
+
+impl Stripes {
+    /// Move every shard of the memory tier to disk and give the memory back: a clean end leaves
+    /// nothing that a reboot could take.
+    pub(crate) fn move_to_disk(&mut self) -> Result<()> {
+        let shards = shards::all(&self.db)?;
+        let mut records: IndexChanges = Vec::new();
+        let (mut places, mut bytes) = (BTreeSet::new(), 0);
+        for (key, spot) in shards.into_iter().filter(|(_, spot)| spot.ram) {
+            let len = spot.location.len;
+            // A shard is at most 4 MiB and its header and table.
+            let mut data = vec![0; len as usize];
+            self.tiers().read(&spot, 0, &mut data)?;
+            let moved = self.tiers().append(Class::Disk, spot.place, &[&data])?;
+            places.insert(moved.place);
+            records.push((key, Some(moved.encode())));
+            bytes += len;
+            if bytes >= MOVE_BYTES {
+                self.sync_places(&std::mem::take(&mut places))?;
+                self.db.write(std::mem::take(&mut records))?;
+                bytes = 0;
+            }
+        }
+        self.sync_places(&places)?;
+        self.db.write(records)?;
+        self.db.sync()?;
+        self.shards.tiers.close_ram()
     }
 }
 

@@ -76,8 +76,10 @@ impl View {
     fn usage(&self) -> Result<String> {
         let usage = self.node.usage()?;
         let used = usage.bytes_total - usage.bytes_free;
+        let (ram_used, ram_total) = self.node.ram_usage()?;
         Ok(format!(
-            "bytes_total {}\nbytes_used {used}\nbytes_free {}\ninodes_used {}\n",
+            "bytes_total {}\nbytes_used {used}\nbytes_free {}\ninodes_used {}\n\
+             ram_bytes_total {ram_total}\nram_bytes_used {ram_used}\n",
             usage.bytes_total, usage.bytes_free, usage.inodes_used
         ))
     }

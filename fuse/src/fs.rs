@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::{
-    Attr, Cred, Dirent, Error, Fabric, FileKind, Ino, Kind, Op, ROOT, RenameMode, Reply, Result, SetAttr,
-    SetSize, Source, SpaceUsage, XattrMode, limits,
+    Attr, Class, Cred, Dirent, Error, Fabric, FileKind, Ino, Kind, Op, ROOT, RenameMode, Reply, Result,
+    SetAttr, SetSize, Source, SpaceUsage, XattrMode, limits,
 };
 
 use crate::control::{self, ControlFile, TOP, Tree};
@@ -333,7 +333,12 @@ impl<F: Fabric> Fs<F> {
         // Also marks an error of this very flush as told.
         let told = self.tell_error(handle);
         flushed.and(told)?;
-        self.fabric.sync()
+        // What is kept in memory survives a killed process without a disk's help, and no more
+        // was promised.
+        match self.fabric.policy(ino)?.class {
+            Class::Disk => self.fabric.sync(),
+            Class::Memory | Class::Scratch => Ok(()),
+        }
     }
 
     /// Names need no flush; the root stands for the whole mount.

@@ -150,6 +150,14 @@ impl Mounted {
             other => other.map_err(|e| Error::io("unmount", &e.into())),
         };
         gone?;
+        self.finish()
+    }
+
+    /// After an unmount by somebody else: wait for the session's end, and flush.
+    ///
+    /// # Errors
+    /// As [`Self::flush_all`], and `TimedOut` when the session does not end.
+    pub fn finish(self) -> Result<()> {
         if self.ended.recv_timeout(END_DEADLINE) == Err(RecvTimeoutError::Timeout) {
             return Err(Error::new(Kind::TimedOut, "unmount: the session does not end"));
         }

@@ -17,6 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(60);
 pub struct Daemon {
     root: TempDir,
     child: Option<Child>,
+    ram_bytes: u64,
 }
 
 /// A binary of this workspace, which `make build` has made.
@@ -43,10 +44,16 @@ impl Daemon {
     /// Start one on an empty state.
     #[must_use]
     pub fn start() -> Self {
+        Self::with_ram(0)
+    }
+
+    /// Start one on an empty state with so many bytes of memory tier.
+    #[must_use]
+    pub fn with_ram(ram_bytes: u64) -> Self {
         let root = tempfile::Builder::new().prefix("kos-test").tempdir().expect("temporary directory");
         fs::create_dir(root.path().join("state")).expect("state directory");
         fs::create_dir(root.path().join("mnt")).expect("mount directory");
-        let mut daemon = Self { root, child: None };
+        let mut daemon = Self { root, child: None, ram_bytes };
         daemon.spawn();
         daemon
     }
@@ -67,6 +74,12 @@ impl Daemon {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.root.path().join("state")
+    }
+
+    /// Where the memory tier is mounted.
+    #[must_use]
+    pub fn ram(&self) -> PathBuf {
+        self.state().join("ram")
     }
 
     /// Everything the daemon said.
@@ -107,6 +120,8 @@ impl Daemon {
             .arg(self.state())
             .arg("--mount")
             .arg(self.mount())
+            .arg("--tier-ram")
+            .arg(self.ram_bytes.to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("log file"))
             .stderr(log)
@@ -157,8 +172,10 @@ impl Drop for Daemon {
             drop(child.kill());
             drop(child.wait());
         }
-        if is_mounted(&self.mount()) {
-            let _ = unmount(self.mount(), UnmountFlags::DETACH);
+        for dir in [self.mount(), self.ram()] {
+            if is_mounted(&dir) {
+                let _ = unmount(dir, UnmountFlags::DETACH);
+            }
         }
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());

@@ -169,6 +169,9 @@ fn remove_made_dir(node: &State) -> io::Result<bool> {
 }
 
 /// Empties all directories of a stopped node. Everything is checked before anything is deleted.
+/// What the daemon mounts its memory tier as.
+const RAM_SOURCE: &str = "kosfs-ram";
+
 fn wipe_all(node: &State, given: &[State]) -> Outcome<()> {
     let failed = |error: io::Error| Failure::at("wipe", &node.path, &error);
     let mut states = vec![node.clone()];
@@ -189,6 +192,7 @@ fn wipe_all(node: &State, given: &[State]) -> Outcome<()> {
                 state.path.display()
             )));
         }
+        give_memory_back(&state)?;
         refuse_mounts_inside(&state)?;
         ours.push(state);
     }
@@ -197,6 +201,18 @@ fn wipe_all(node: &State, given: &[State]) -> Outcome<()> {
     for state in ours {
         wipe(&state.path).map_err(|error| Failure::at("wipe", &state.path, &error))?;
         say(format_args!("wiped {}", state.path.display()));
+    }
+    Ok(())
+}
+
+/// Unmounts the memory tier that a killed daemon left behind.
+fn give_memory_back(state: &State) -> Outcome<()> {
+    let table =
+        mounts::table().map_err(|error| Failure::new(format!("cannot read the table of mounts: {error}")))?;
+    let ram = state.path.join("ram");
+    if table.iter().any(|mount| mount.point == ram && mount.source == RAM_SOURCE) {
+        rustix::mount::unmount(&ram, rustix::mount::UnmountFlags::empty())
+            .map_err(|errno| Failure::at("unmount", &ram, &errno.into()))?;
     }
     Ok(())
 }

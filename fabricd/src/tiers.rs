@@ -1,0 +1,194 @@
+//! The tiers a node keeps shards in: disk, and named memory with a hard budget.
+
+use std::path::{Path, PathBuf};
+
+use kos_store::{Location, Store, Usage};
+use kos_types::{Class, Error, Kind, Result};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+/// Kept free for metadata, so that a full pool can still delete and commit.
+const RESERVE_BYTES: u64 = 64 << 20;
+/// Directories of the memory tier: one for each shard of the default geometry, as on disk.
+const RAM_PLACES: usize = 6;
+/// Bit of an encoded place that means the memory tier; a store has at most 32 places.
+const RAM_BIT: u8 = 0x80;
+/// What mount(8) shows as the source of the memory tier; `kos down --wipe` goes by it.
+const RAM_SOURCE: &str = "kosfs-ram";
+
+/// Where a shard is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Spot {
+    pub(crate) ram: bool,
+    pub(crate) place: usize,
+    pub(crate) location: Location,
+}
+
+impl Spot {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        // A store has at most 32 places.
+        let mut value = vec![self.place as u8 | if self.ram { RAM_BIT } else { 0 }];
+        value.extend_from_slice(&self.location.to_bytes());
+        value
+    }
+
+    pub(crate) fn decode(value: &[u8]) -> Result<Self> {
+        let (place, location) =
+            value.split_first().ok_or_else(|| Error::new(Kind::Io, "shard record: too short"))?;
+        Ok(Self {
+            ram: place & RAM_BIT != 0,
+            place: usize::from(place & !RAM_BIT),
+            location: Location::from_bytes(location)?,
+        })
+    }
+}
+
+/// The filesystem in memory that holds the memory tier. It stays when the process is killed, and
+/// goes at a clean end, when its shards have moved to disk.
+#[derive(Debug)]
+pub(crate) struct RamDir {
+    dir: PathBuf,
+    /// It was not there before: whatever the index says is in it is gone.
+    pub(crate) fresh: bool,
+}
+
+impl RamDir {
+    /// Mount it, or find it mounted; none without a budget and without an old one.
+    pub(crate) fn attach(dir: &Path, budget: u64) -> Result<Option<Self>> {
+        std::fs::create_dir_all(dir).map_err(|e| Error::io("memory tier", &e))?;
+        let mounted = is_mounted(dir)?;
+        if budget == 0 && !mounted {
+            return Ok(None);
+        }
+        if !mounted {
+            let options = |huge: &str| format!("size={budget},mode=700{huge}");
+            // Huge pages save most of the cost of first touch; not every kernel has them for tmpfs.
+            try_mount(dir, &options(",huge=always")).or_else(|_| try_mount(dir, &options("")))?;
+        }
+        Ok(Some(Self { dir: dir.to_path_buf(), fresh: !mounted }))
+    }
+
+    fn places(&self) -> Vec<PathBuf> {
+        (0..RAM_PLACES).map(|i| self.dir.join(i.to_string())).collect()
+    }
+
+    fn detach(&self) -> Result<()> {
+        unmount(&self.dir, UnmountFlags::empty()).map_err(|e| Error::io("memory tier: unmount", &e.into()))
+    }
+}
+
+fn try_mount(dir: &Path, options: &str) -> Result<()> {
+    let data =
+        std::ffi::CString::new(options).map_err(|_| Error::new(Kind::Invalid, "memory tier: options"))?;
+    mount(RAM_SOURCE, dir, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC, Some(&*data))
+        .map_err(|e| Error::io("memory tier: mount", &e.into()))
+}
+
+/// Whether a filesystem of its own is at `dir`.
+fn is_mounted(dir: &Path) -> Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let dev =
+        |path: &Path| std::fs::metadata(path).map(|m| m.dev()).map_err(|e| Error::io("memory tier", &e));
+    Ok(dev(dir)? != dev(&dir.join(".."))?)
+}
+
+/// The stores of one node.
+pub(crate) struct Tiers {
+    disk: Store,
+    ram: Option<(RamDir, Store)>,
+}
+
+impl Tiers {
+    /// Open both; `live` is everything the index knows.
+    pub(crate) fn open(disk: &[PathBuf], ram: Option<RamDir>, live: &[Spot]) -> Result<Self> {
+        let of = |ram| live.iter().filter(move |s| s.ram == ram).map(|s| (s.place, s.location));
+        let ram = match ram {
+            Some(dir) => {
+                let store = Store::open(&dir.places(), of(true))?;
+                Some((dir, store))
+            }
+            None => None,
+        };
+        Ok(Self { disk: Store::open(disk, of(false))?, ram })
+    }
+
+    fn store(&self, spot: &Spot) -> Result<&Store> {
+        match (spot.ram, &self.ram) {
+            (false, _) => Ok(&self.disk),
+            (true, Some((_, store))) => Ok(store),
+            (true, None) => Err(Error::new(Kind::Io, "memory tier: gone")),
+        }
+    }
+
+    /// Write one shard: where its class belongs, else on disk; to place `place` modulo their
+    /// number, else to the next that takes it.
+    pub(crate) fn append(&self, class: Class, place: usize, parts: &[&[u8]]) -> Result<Spot> {
+        if let (Class::Memory | Class::Scratch, Some((_, store))) = (class, &self.ram) {
+            match append(store, RAM_PLACES, place, parts) {
+                Ok((place, location)) => return Ok(Spot { ram: true, place, location }),
+                // The budget is used up.
+                Err(e) if e.kind() == Kind::NoSpace => (),
+                Err(e) => return Err(e),
+            }
+        }
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if self.disk.usage()?.bytes_free < RESERVE_BYTES + len as u64 {
+            return Err(Error::new(Kind::NoSpace, "write: the state directories are full"));
+        }
+        let (place, location) = append(&self.disk, self.disk.places().len(), place, parts)?;
+        Ok(Spot { ram: false, place, location })
+    }
+
+    pub(crate) fn read(&self, spot: &Spot, at: u64, out: &mut [u8]) -> Result<()> {
+        self.store(spot)?.read(spot.place, spot.location, at, out)
+    }
+
+    pub(crate) fn free(&self, spot: &Spot) -> Result<()> {
+        self.store(spot)?.free(spot.place, spot.location)
+    }
+
+    /// Everything appended to a place of the disk tier is on stable storage.
+    pub(crate) fn sync(&self, place: usize) -> Result<()> {
+        self.disk.sync(place)
+    }
+
+    /// Space on disk, without what is kept for metadata.
+    pub(crate) fn usage(&self) -> Result<Usage> {
+        let usage = self.disk.usage()?;
+        Ok(Usage { bytes_free: usage.bytes_free.saturating_sub(RESERVE_BYTES), ..usage })
+    }
+
+    /// Bytes used and bytes there are of the memory tier.
+    pub(crate) fn ram_usage(&self) -> Result<(u64, u64)> {
+        let Some((_, store)) = &self.ram else { return Ok((0, 0)) };
+        let usage = store.usage()?;
+        Ok((usage.bytes_total - usage.bytes_free, usage.bytes_total))
+    }
+
+    /// Places that take no more writes.
+    pub(crate) fn failed(&self) -> usize {
+        self.disk.places().iter().filter(|place| place.failed.is_some()).count()
+    }
+
+    /// Close the stores and give the memory back: its shards have moved.
+    pub(crate) fn close_ram(&mut self) -> Result<()> {
+        match self.ram.take() {
+            Some((dir, store)) => {
+                drop(store);
+                dir.detach()
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn append(store: &Store, places: usize, place: usize, parts: &[&[u8]]) -> Result<(usize, Location)> {
+    let mut last = Error::new(Kind::Io, "append: no place");
+    for step in 0..places {
+        let place = (place + step) % places;
+        match store.append(place, parts) {
+            Ok(location) => return Ok((place, location)),
+            Err(e) => last = e,
+        }
+    }
+    Err(last)
+}
