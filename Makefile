@@ -83,8 +83,7 @@ soak: test-deps build
 	else echo "make: the long suites are not built yet (tests/suites/run.sh)" >&2; exit 1; fi
 
 bench: test-deps build
-	@if [ -x benches/run.sh ]; then $(STEP) bench benches/run.sh; \
-	else echo "make: the benchmarks are not built yet (benches/run.sh)" >&2; exit 1; fi
+	@$(STEP) bench $(AS_ROOT) "$(BIN)/kos-bench"
 
 clean: toolchain
 	cargo clean

@@ -62,6 +62,8 @@ pub(crate) fn commit<T: Tables>(
         let record = ExtentRecord { birth: txn.seq(), len: put.len, stripe: put.stripe, at: put.at };
         txn.tables.put(keys::extent(ino, put.off), record.encode());
         inode.attr.bytes += put.len;
+        // Nothing may be mapped beyond the end: a later extension would show it.
+        inode.attr.size = inode.attr.size.max(end);
     }
     for &(id, ..) in stripes {
         // Not named by any extent, or named and overwritten by this same commit.
@@ -101,6 +103,10 @@ pub(crate) fn clone<T: Tables>(
     }
     if from == to && from_off < to_end && to_off < from_end {
         return Err(Error::new(Kind::Invalid, "clone: ranges overlap"));
+    }
+    if len == 0 {
+        // As a write of no bytes: neither the size nor a time changes.
+        return Ok(inode.attr);
     }
     inode.attr.bytes -= cut(txn, to, to_off, to_end)?;
     let mut next = from_off;

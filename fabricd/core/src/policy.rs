@@ -27,6 +27,10 @@ fn geometry(value: &[u8]) -> Result<Geometry> {
     let bad = || Error::new(Kind::Invalid, "user.kos.ec: k+m, as 4+2");
     let text = core::str::from_utf8(value).map_err(|_| bad())?;
     let (k, m) = text.split_once('+').ok_or_else(bad)?;
+    // parse() would take it for a sign; `k` holds none.
+    if m.starts_with('+') {
+        return Err(bad());
+    }
     Geometry::new(k.parse().map_err(|_| bad())?, m.parse().map_err(|_| bad())?)
 }
 

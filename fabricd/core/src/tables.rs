@@ -88,11 +88,13 @@ impl<'a, T: Tables> Overlay<'a, T> {
         self.changes
     }
 
-    pub(crate) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+    /// Set the value of a key.
+    pub fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
         self.changes.insert(key, Some(value));
     }
 
-    pub(crate) fn delete(&mut self, key: Vec<u8>) {
+    /// Take a key away, also one that is not there.
+    pub fn delete(&mut self, key: Vec<u8>) {
         self.changes.insert(key, None);
     }
 }

@@ -17,6 +17,7 @@ pub(crate) fn set_xattr<T: Tables>(
         return Err(Error::new(Kind::Range, "xattr: value of more than 64 KiB"));
     }
     policy::check(name, value)?;
+    txn.inode(ino)?;
     let key = keys::xattr(ino, name);
     let exists = txn.tables.get(&key)?.is_some();
     match mode {
