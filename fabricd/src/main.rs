@@ -22,7 +22,7 @@ const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// Told to `kos`: the daemon that has this state.
 const RUN: &str = "run.json";
 /// Requests served at once.
-const THREADS_MAX: usize = 16;
+const THREADS_MAX: usize = 8;
 
 /// The kosfs daemon; `kos up` starts it with the right arguments.
 #[derive(Debug, Parser)]
@@ -76,7 +76,7 @@ fn run(args: &Args) -> Result<()> {
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
     let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
-    let threads = std::thread::available_parallelism().map_or(4, |n| (2 * n.get()).min(THREADS_MAX));
+    let threads = std::thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
     let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
     let view = Arc::new(View {
