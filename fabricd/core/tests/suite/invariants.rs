@@ -1,0 +1,144 @@
+//! What holds of the tables after every command, whatever the commands were.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use kos_core::record::{Dentry, ExtentRecord, Inode, State, Stripe};
+use kos_core::{MemTables, keys};
+use kos_types::{FileKind, Ino, ROOT, Seq, StripeId};
+
+/// All records, by the fields of their keys.
+#[derive(Default)]
+struct All {
+    state: State,
+    inodes: BTreeMap<Ino, Inode>,
+    dentries: BTreeMap<(Ino, Vec<u8>), Dentry>,
+    /// Inode and name at the position in the directory.
+    listings: BTreeMap<(Ino, u64), (Ino, Vec<u8>)>,
+    back_links: BTreeSet<(Ino, Ino, Vec<u8>)>,
+    extents: BTreeMap<(Ino, u64), ExtentRecord>,
+    stripes: BTreeMap<StripeId, Stripe>,
+    garbage: BTreeMap<(StripeId, u64), Stripe>,
+    orphans: BTreeSet<Ino>,
+    with_xattrs: BTreeSet<Ino>,
+    births: Vec<Seq>,
+}
+
+fn le(bytes: &[u8]) -> u64 {
+    u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
+}
+
+impl All {
+    fn of(tables: &MemTables) -> Self {
+        let mut all = Self::default();
+        for (key, value) in tables.iter() {
+            all.add(key, value);
+        }
+        all
+    }
+
+    fn add(&mut self, key: &[u8], value: &[u8]) {
+        let (first, second) = (keys::field(key, 1), keys::field(key, 9));
+        let ino = Ino(first);
+        if b"IDPES".contains(&key[0]) {
+            self.births.push(Seq(le(value)));
+        }
+        match key[0] {
+            b'M' => self.state = State::decode(value).expect("state"),
+            b'I' => drop(self.inodes.insert(ino, Inode::decode(ino, value).expect("inode"))),
+            b'D' => {
+                self.dentries.insert((ino, key[9..].into()), Dentry::decode(value).expect("dentry"));
+            }
+            b'L' => drop(self.listings.insert((ino, second), (Ino(le(value)), value[8..].into()))),
+            b'P' => drop(self.back_links.insert((ino, Ino(second), key[17..].into()))),
+            b'E' => {
+                self.extents.insert((ino, second), ExtentRecord::decode(value).expect("extent"));
+            }
+            b'S' => drop(self.stripes.insert(StripeId(first), Stripe::decode(value).expect("stripe"))),
+            b'G' => {
+                self.garbage.insert((StripeId(second), first), Stripe::decode(value).expect("garbage"));
+            }
+            b'O' => drop(self.orphans.insert(ino)),
+            b'X' => drop(self.with_xattrs.insert(ino)),
+            other => panic!("unknown table {other}"),
+        }
+    }
+
+    fn counters(&self) {
+        assert_eq!(self.state.inodes, self.inodes.len() as u64, "State.inodes");
+        let newest = self.births.iter().max().expect("the root at least");
+        assert!(*newest <= self.state.seq, "a record of {newest:?} in {:?}", self.state.seq);
+        let nameless: BTreeSet<Ino> =
+            self.inodes.values().filter(|inode| inode.attr.nlink == 0).map(|inode| inode.attr.ino).collect();
+        assert_eq!(self.orphans, nameless, "orphans and inodes without a name");
+        assert!(self.with_xattrs.iter().all(|ino| self.inodes.contains_key(ino)), "attributes of no inode");
+    }
+
+    fn names(&self) {
+        let (mut names, mut subdirs) = (BTreeMap::<Ino, u32>::new(), BTreeMap::<Ino, u32>::new());
+        for ((parent, name), dentry) in &self.dentries {
+            let what = format!("{name:?} in {parent:?}");
+            let inode = self.inodes.get(&dentry.ino).unwrap_or_else(|| panic!("{what} names no inode"));
+            let dir = self.inodes.get(parent).unwrap_or_else(|| panic!("{what}: no directory"));
+            assert_eq!(dir.attr.kind, FileKind::Dir, "{what}");
+            let listed = self.listings.get(&(*parent, dentry.cookie));
+            assert_eq!(listed, Some(&(dentry.ino, name.clone())), "listing of {what}");
+            assert!(self.back_links.contains(&(dentry.ino, *parent, name.clone())), "back link of {what}");
+            *names.entry(dentry.ino).or_default() += 1;
+            *subdirs.entry(*parent).or_default() += u32::from(inode.attr.kind == FileKind::Dir);
+        }
+        assert_eq!(self.listings.len(), self.dentries.len(), "listings and dentries");
+        assert_eq!(self.back_links.len(), self.dentries.len(), "back links and dentries");
+        for (ino, inode) in &self.inodes {
+            let names = names.get(ino).copied().unwrap_or(0) + u32::from(*ino == ROOT);
+            let links = match (inode.attr.kind, names) {
+                (FileKind::Dir, 1) => 2 + subdirs.get(ino).copied().unwrap_or(0),
+                (FileKind::Dir, 2..) => panic!("{ino:?}: a directory with {names} names"),
+                _ => names,
+            };
+            assert_eq!(inode.attr.nlink, links, "links of {ino:?}");
+        }
+        self.no_ring();
+    }
+
+    fn no_ring(&self) {
+        let parents: BTreeMap<Ino, Ino> = self.back_links.iter().map(|link| (link.0, link.1)).collect();
+        for ino in self.inodes.keys() {
+            let up = std::iter::successors(Some(*ino), |at| parents.get(at).copied());
+            assert!(up.take(self.inodes.len() + 1).count() <= self.inodes.len(), "{ino:?} is in a ring");
+        }
+    }
+
+    fn extents(&self) {
+        let mut refs: BTreeMap<StripeId, u32> = BTreeMap::new();
+        let mut mapped: BTreeMap<Ino, (u64, u64)> = BTreeMap::new();
+        for ((ino, off), extent) in &self.extents {
+            let inode = self.inodes.get(ino).unwrap_or_else(|| panic!("an extent of {ino:?}, which is gone"));
+            let stripe = self.stripes.get(&extent.stripe).unwrap_or_else(|| panic!("{extent:?}: no stripe"));
+            let (end, bytes) = mapped.entry(*ino).or_default();
+            assert_eq!(inode.attr.kind, FileKind::File, "{ino:?}");
+            assert!(extent.len > 0 && extent.at + extent.len <= stripe.len, "{extent:?} in {stripe:?}");
+            assert!(*off >= *end, "{ino:?}: {extent:?} at {off} overlaps the one before");
+            *end = off + extent.len;
+            *bytes += extent.len;
+            assert!(*end <= inode.attr.size, "{ino:?}: {extent:?} at {off}, size {}", inode.attr.size);
+            *refs.entry(extent.stripe).or_default() += 1;
+        }
+        for (ino, inode) in &self.inodes {
+            assert_eq!(inode.attr.bytes, mapped.get(ino).map_or(0, |m| m.1), "bytes of {ino:?}");
+        }
+        let counted: BTreeMap<StripeId, u32> = self.stripes.iter().map(|(&id, s)| (id, s.refs)).collect();
+        assert_eq!(counted, refs, "references of stripes");
+        let mut dead: Vec<StripeId> = self.garbage.keys().map(|&(id, _)| id).collect();
+        assert!(dead.iter().all(|id| !self.stripes.contains_key(id)), "a stripe is dead and alive");
+        dead.dedup();
+        assert_eq!(dead.len(), self.garbage.len(), "a stripe died twice");
+    }
+}
+
+/// Panics when one does not hold.
+pub(crate) fn check(tables: &MemTables) {
+    let all = All::of(tables);
+    all.counters();
+    all.names();
+    all.extents();
+}

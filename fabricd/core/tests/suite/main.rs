@@ -1,0 +1,14 @@
+//! What the state machine promises: the same as a simple model under random commands, and what the
+//! model is too small for. A failure of the random tests prints the seed that repeats it.
+
+mod extents;
+mod fs;
+mod invariants;
+mod limits;
+mod listing;
+mod model;
+mod ops;
+mod overlay;
+mod policy;
+mod rng;
+mod spec;

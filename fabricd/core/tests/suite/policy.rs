@@ -1,0 +1,99 @@
+//! What new stripes are written with: an inode's own attributes, else its nearest ancestor's.
+
+use kos_core::policy::{self, DURABILITY, EC};
+use kos_core::read;
+use kos_types::{Class, FileKind, Geometry, Ino, Kind, Op, Policy, ROOT, RenameMode, Reply};
+
+use crate::fs::Fs;
+
+fn is(class: Class, k: u8, m: u8) -> Policy {
+    Policy { class, geometry: Geometry::new(k, m).expect("in range") }
+}
+
+fn of(fs: &Fs, ino: Ino) -> Policy {
+    policy::of(&fs.tables, ino).expect("policy")
+}
+
+/// `/a/b/f`: the inodes of a, b and f.
+fn path(fs: &mut Fs) -> [Ino; 3] {
+    let a = fs.create(ROOT, "a", FileKind::Dir);
+    let b = fs.create(a, "b", FileKind::Dir);
+    [a, b, fs.create(b, "f", FileKind::File)]
+}
+
+#[test]
+fn nothing_said_is_the_default() {
+    let mut fs = Fs::new();
+    let [_, _, file] = path(&mut fs);
+    assert_eq!(of(&fs, file), is(Class::Disk, 4, 2));
+}
+
+#[test]
+fn the_nearest_says_and_each_attribute_for_itself() {
+    let mut fs = Fs::new();
+    let [a, b, file] = path(&mut fs);
+    assert_eq!(fs.set_xattr(ROOT, EC, b"8+3"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Disk, 8, 3));
+    assert_eq!(fs.set_xattr(a, DURABILITY, b"memory"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Memory, 8, 3));
+    assert_eq!(fs.set_xattr(b, EC, b"2+1"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Memory, 2, 1));
+    assert_eq!(of(&fs, a), is(Class::Memory, 8, 3));
+    assert_eq!(fs.set_xattr(file, DURABILITY, b"disk"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Disk, 2, 1));
+    assert_eq!(fs.run(Op::RemoveXattr { ino: file, name: DURABILITY.into() }), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Memory, 2, 1));
+}
+
+#[test]
+fn scratch_has_no_parity() {
+    let mut fs = Fs::new();
+    let [a, _, file] = path(&mut fs);
+    assert_eq!(fs.set_xattr(a, DURABILITY, b"scratch"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Scratch, 4, 0));
+    assert_eq!(fs.set_xattr(file, EC, b"16+4"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Scratch, 16, 0));
+    assert_eq!(fs.set_xattr(file, DURABILITY, b"memory"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file), is(Class::Memory, 16, 4));
+}
+
+#[test]
+fn a_file_that_moves_follows_its_new_directory() {
+    let mut fs = Fs::new();
+    let [a, b, file] = path(&mut fs);
+    let other = fs.create(ROOT, "other", FileKind::Dir);
+    assert_eq!(fs.set_xattr(other, DURABILITY, b"memory"), Ok(Reply::Done));
+    fs.rename((a, "b"), (other, "b"), RenameMode::Replace).expect("rename");
+    assert_eq!(of(&fs, file), is(Class::Memory, 4, 2));
+    // Open and without a name, it has its own word left.
+    assert_eq!(fs.set_xattr(file, EC, b"1+1"), Ok(Reply::Done));
+    fs.unlink(b, "f").expect("unlink");
+    assert_eq!(of(&fs, file), is(Class::Disk, 1, 1));
+}
+
+#[test]
+fn what_it_cannot_mean_is_refused() {
+    let mut fs = Fs::new();
+    let [a, ..] = path(&mut fs);
+    let before = fs.tables.clone();
+    let geometries = [
+        "", "+", "4", "4+", "+2", "0+2", "17+2", "4+5", "-4+2", "4+2+1", "4 + 2", "4+2 ", "256+0", "4++2",
+        "+4+2",
+    ];
+    for value in geometries.map(str::as_bytes).into_iter().chain([&b"\xff+2"[..]]) {
+        let error = fs.set_xattr(a, EC, value).expect_err("accepted");
+        assert_eq!(error.kind(), Kind::Invalid, "{value:?}");
+    }
+    for (name, value) in
+        [(DURABILITY, ""), (DURABILITY, "Disk"), (DURABILITY, "disk "), (b"user.kos.x", "disk")]
+    {
+        let error = fs.set_xattr(a, name, value.as_bytes()).expect_err("accepted");
+        assert_eq!(error.kind(), Kind::Invalid, "{name:?} {value}");
+    }
+    assert!(fs.tables == before, "a refused command changed something");
+    assert_eq!(read::xattrs(&fs.tables, a), Ok(Vec::new()));
+    for value in ["1+0", "16+4", "4+2"] {
+        assert_eq!(fs.set_xattr(a, EC, value.as_bytes()), Ok(Reply::Done), "{value}");
+    }
+    assert_eq!(fs.set_xattr(a, b"user.kosher", b"anything"), Ok(Reply::Done));
+}
