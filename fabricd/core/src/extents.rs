@@ -134,11 +134,10 @@ pub(crate) fn clone<T: Tables>(
 /// were mapped there.
 pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64) -> Result<u64> {
     let mut gone = 0;
-    loop {
-        let found = overlapping(txn, ino, off, end)?;
-        if found.is_empty() {
-            return Ok(gone);
-        }
+    let mut found = overlapping(txn, ino, off, end)?;
+    while let Some(&(start, last)) = found.last() {
+        // What was cut is behind: looking for it again would take quadratic time.
+        let next = start + last.len;
         for (start, record) in found {
             let stop = start + record.len;
             gone += stop.min(end) - start.max(off);
@@ -164,7 +163,9 @@ pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64)
                 _ => (),
             }
         }
+        found = read::starting(&txn.tables, ino, next, end, SCAN)?;
     }
+    Ok(gone)
 }
 
 /// At most [`SCAN`] extents that share a byte with `off..end`, in order.

@@ -177,6 +177,23 @@ pub fn overlapping<T: Tables>(
             from = start;
         }
     }
+    starting(tables, ino, from, end, max)
+}
+
+/// At most `max` extents that begin in `from..end`, in order, each with its offset.
+///
+/// # Errors
+/// `Io`.
+pub fn starting<T: Tables>(
+    tables: &T,
+    ino: Ino,
+    from: u64,
+    end: u64,
+    max: usize,
+) -> Result<Vec<(u64, ExtentRecord)>> {
+    if from >= end {
+        return Ok(Vec::new());
+    }
     let found = tables.scan(&keys::extent(ino, from), &keys::extent(ino, end), max)?;
     found.iter().map(|(key, value)| Ok((keys::field(key, 9), ExtentRecord::decode(value)?))).collect()
 }
