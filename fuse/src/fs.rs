@@ -406,7 +406,12 @@ impl<F: Fabric> Fs<F> {
         if control::owns(ino) {
             return Err(Error::new(Kind::NoAttr, "xattr"));
         }
-        self.fabric.xattr(ino, name)
+        // What is in force, also where a directory above says it.
+        match name {
+            b"user.kos.durability" => Ok(self.fabric.policy(ino)?.class.to_string().into_bytes()),
+            b"user.kos.ec" => Ok(self.fabric.policy(ino)?.geometry.to_string().into_bytes()),
+            _ => self.fabric.xattr(ino, name),
+        }
     }
 
     pub(crate) fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {

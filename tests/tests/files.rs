@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 
-use kos_tests::{Daemon, Rng};
+use kos_tests::{Daemon, Rng, wait_for};
 use memmap2::MmapOptions;
 
 fn run(program: &str, args: &[&Path]) -> String {
@@ -134,6 +134,33 @@ fn random_writes_equal_a_vector() {
         drop(file);
         assert!(fs::read(&path).expect("read") == model, "seed {seed}");
     }
+    daemon.stop();
+}
+
+#[test]
+fn zeros_are_holes() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("sparse");
+    let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path).expect("create");
+    file.write_all_at(&vec![0; 8 << 20], 0).expect("write");
+    file.write_all_at(&[1; 4096], 4 << 20).expect("write");
+    file.sync_all().expect("fsync");
+    let mapped = || fs::metadata(&path).expect("stat").blocks() * 512;
+    wait_for("the block count", || mapped() == 64 << 10);
+    file.write_all_at(&[0; 4096], 4 << 20).expect("write");
+    file.sync_all().expect("fsync");
+    file.write_all_at(&vec![0; 1 << 20], 4 << 20).expect("write");
+    file.sync_all().expect("fsync");
+    wait_for("the block count", || mapped() == 0);
+    // Sparse to the last byte a file can have.
+    file.write_all_at(b"end", i64::MAX as u64 - 3).expect("write");
+    file.sync_all().expect("fsync");
+    let mut end = [0; 3];
+    file.read_exact_at(&mut end, i64::MAX as u64 - 3).expect("read");
+    assert_eq!((&end, file.metadata().expect("stat").len()), (b"end", i64::MAX as u64));
+    let error = file.write_all_at(b"xx", i64::MAX as u64 - 1).expect_err("beyond");
+    // The VFS's own answer, on every filesystem.
+    assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
     daemon.stop();
 }
 

@@ -97,6 +97,47 @@ fn a_reboot_takes_memory_and_nothing_else() {
 }
 
 #[test]
+fn policies_are_inherited_and_answered() {
+    let mut daemon = Daemon::start();
+    let value = |path: &Path, name: &str| {
+        let out = Command::new("getfattr")
+            .args(["--only-values", "-n", name])
+            .arg(path)
+            .output()
+            .expect("getfattr");
+        String::from_utf8(out.stdout).expect("text")
+    };
+    let listed = |path: &Path| {
+        let out = Command::new("getfattr").arg(path).output().expect("getfattr");
+        String::from_utf8(out.stdout).expect("text")
+    };
+    let dir = class_dir(&daemon, "scratch");
+    fs::create_dir(dir.join("below")).expect("mkdir");
+    let file = dir.join("below/file");
+    fs::write(&file, b"x").expect("write");
+    assert_eq!(
+        (value(&file, "user.kos.durability"), value(&file, "user.kos.ec")),
+        ("scratch".into(), "4+0".into())
+    );
+    assert_eq!(listed(&file), "", "only what is set there");
+    assert!(listed(&dir).contains("user.kos.durability"));
+    let out = Command::new("setfattr").args(["-n", "user.kos.durability", "-v", "disk"]).arg(&file).status();
+    assert!(out.expect("setfattr").success());
+    let out =
+        Command::new("setfattr").args(["-n", "user.kos.ec", "-v", "2+1"]).arg(dir.join("below")).status();
+    assert!(out.expect("setfattr").success());
+    assert_eq!(
+        (value(&file, "user.kos.durability"), value(&file, "user.kos.ec")),
+        ("disk".into(), "2+1".into())
+    );
+    fs::write(&file, vec![9; 300_000]).expect("write");
+    daemon.stop();
+    daemon.spawn();
+    assert!(fs::read(&file).expect("read") == vec![9; 300_000], "2+1 reads back");
+    daemon.stop();
+}
+
+#[test]
 fn wrong_policies_are_refused() {
     let mut daemon = Daemon::start();
     for (name, value) in

@@ -95,8 +95,8 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
             namespace::set_xattr(txn, *ino, name, value, *mode).map(|()| Reply::Done)
         }
         Op::RemoveXattr { ino, name } => namespace::remove_xattr(txn, *ino, name).map(|()| Reply::Done),
-        Op::Commit { ino, stripes, extents, size_min, mtime } => {
-            extents::commit(txn, *ino, stripes, extents, (*size_min, *mtime)).map(Reply::Attr)
+        Op::Commit { ino, stripes, holes, extents, size_min, mtime } => {
+            extents::commit(txn, *ino, stripes, (holes, extents), (*size_min, *mtime)).map(Reply::Attr)
         }
         Op::Punch { ino, off, len } => extents::punch(txn, *ino, *off, *len).map(Reply::Attr),
         Op::Clone { from, from_off, to, to_off, len } => {

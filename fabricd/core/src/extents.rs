@@ -32,7 +32,7 @@ pub(crate) fn commit<T: Tables>(
     txn: &mut Txn<'_, T>,
     ino: Ino,
     stripes: &[(StripeId, Policy, u64)],
-    extents: &[ExtentPut],
+    (holes, extents): (&[(u64, u64)], &[ExtentPut]),
     (size_min, mtime): (u64, Option<Time>),
 ) -> Result<Attr> {
     let mut inode = file(txn, ino)?;
@@ -49,6 +49,10 @@ pub(crate) fn commit<T: Tables>(
             return Err(Error::new(Kind::Invalid, "commit: stripe committed before"));
         }
         put_stripe(txn, id, Stripe { birth: txn.seq(), refs: 0, policy, len });
+    }
+    for &(off, len) in holes {
+        let end = end_of(off, len)?;
+        inode.attr.bytes -= cut(txn, ino, off, end)?;
     }
     for put in extents {
         let end = end_of(put.off, put.len)?;

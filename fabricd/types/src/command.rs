@@ -178,6 +178,8 @@ pub enum Op {
         ino: Ino,
         /// Stripes that this command introduces: id, policy, user bytes.
         stripes: Vec<(StripeId, Policy, u64)>,
+        /// Ranges of the file that become holes, before the extents: offset and bytes.
+        holes: Vec<(u64, u64)>,
         /// Ranges of the file and where their bytes now are.
         extents: Vec<ExtentPut>,
         /// The file is at least this long afterwards.

@@ -1,5 +1,7 @@
 //! How the bytes of a file are kept: durability class and erasure-code geometry.
 
+use std::fmt;
+
 use crate::{Error, Kind, Result};
 
 /// What an acked write survives; docs/SEMANTICS.md has the table.
@@ -12,6 +14,16 @@ pub enum Class {
     Memory,
     /// Memory without parity.
     Scratch,
+}
+
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Disk => "disk",
+            Self::Memory => "memory",
+            Self::Scratch => "scratch",
+        })
+    }
 }
 
 /// `k` data shards and `m` parity shards.
@@ -51,6 +63,12 @@ impl Geometry {
     #[must_use]
     pub const fn n(self) -> usize {
         self.k as usize + self.m as usize
+    }
+}
+
+impl fmt::Display for Geometry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}+{}", self.k, self.m)
     }
 }
 

@@ -56,7 +56,8 @@ pub(crate) fn flush<'a, F: Fabric>(
 /// Write and commit files of one policy; an answer for each.
 fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>]) -> Vec<Result<Attr>> {
     let dirty: Vec<_> = jobs.iter().map(|job| &*job.taken.dirty).collect();
-    let packed = pack(&dirty);
+    let plan = pack(&dirty);
+    let packed = &plan.stripes;
     let mut ids = Vec::with_capacity(packed.len());
     for group in packed.chunks(STRIPES_AT_ONCE) {
         ids.extend(write_stripes(fabric, policy, group));
@@ -78,8 +79,9 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>]) -> Vec<Result<
                     stripes.push((id, policy, packed.data.len() as u64));
                 }
             }
+            let holes = plan.holes(file);
             let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
-            attr_of(fabric.propose(Op::Commit { ino, stripes, extents, size_min, mtime })?)
+            attr_of(fabric.propose(Op::Commit { ino, stripes, holes, extents, size_min, mtime })?)
         })
         .collect()
 }

@@ -4,6 +4,7 @@ mod dirty;
 mod flush;
 mod node;
 mod pack;
+mod zeros;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;

@@ -6,6 +6,11 @@ use kos_types::limits::STRIPE_BYTES_MAX;
 use kos_types::{ExtentPut, StripeId};
 
 use super::dirty::Dirty;
+use super::zeros::is_zero;
+
+/// Zeros that fill whole aligned blocks of this are holes: small enough for sparse images, large
+/// enough that a file of holes and data has few extents.
+const HOLE_BYTES: usize = 64 << 10;
 
 /// A range of a file and where its bytes are in the stripe.
 #[derive(Debug)]
@@ -18,7 +23,7 @@ struct Range {
 }
 
 /// The bytes of one new stripe and the file ranges in it.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Packed<'a> {
     pub(crate) data: Cow<'a, [u8]>,
     ranges: Vec<Range>,
@@ -32,25 +37,56 @@ impl Packed<'_> {
     }
 }
 
+/// What a flush of files writes.
+#[derive(Debug, Default)]
+pub(crate) struct Plan<'a> {
+    pub(crate) stripes: Vec<Packed<'a>>,
+    /// Ranges of zeros, which are kept as holes: the file, offset and bytes.
+    holes: Vec<(usize, u64, u64)>,
+}
+
+impl Plan<'_> {
+    /// What a commit of file number `file` says of holes.
+    pub(crate) fn holes(&self, file: usize) -> Vec<(u64, u64)> {
+        self.holes.iter().filter(|hole| hole.0 == file).map(|&(_, off, len)| (off, len)).collect()
+    }
+}
+
+/// The first part of `bytes`, which are at `off` of a file: either no block of it is zeros or all
+/// are; and whether they are.
+fn run(off: u64, bytes: &[u8]) -> (&[u8], bool) {
+    let block = |at: usize| {
+        let to_boundary = HOLE_BYTES - (off as usize + at) % HOLE_BYTES;
+        &bytes[at..bytes.len().min(at + to_boundary)]
+    };
+    let is_hole = |part: &[u8]| part.len() == HOLE_BYTES && is_zero(part);
+    let (mut end, zeros) = (block(0).len(), is_hole(block(0)));
+    while end < bytes.len() && is_hole(block(end)) == zeros {
+        end += block(end).len();
+    }
+    (&bytes[..end], zeros)
+}
+
 /// Long runs fill stripes of their own, the rest is packed together in the order of files and
 /// offsets.
-pub(crate) fn pack<'a>(files: &[&'a Dirty]) -> Vec<Packed<'a>> {
-    let empty = || Packed { data: Cow::Owned(Vec::new()), ranges: Vec::new() };
-    let mut full = Vec::new();
-    let mut rest = empty();
+pub(crate) fn pack<'a>(files: &[&'a Dirty]) -> Plan<'a> {
+    let mut plan = Plan::default();
+    let mut rest = Packed::default();
     let ranges = files.iter().enumerate().flat_map(|(i, dirty)| dirty.iter().map(move |(o, b)| (i, o, b)));
     for (file, mut off, mut bytes) in ranges {
         while !bytes.is_empty() {
-            let room = STRIPE_BYTES_MAX - rest.data.len();
-            let (head, tail) = bytes.split_at(bytes.len().min(room));
-            let len = head.len() as u64;
+            let (run, zeros) = run(off, bytes);
+            if zeros {
+                plan.holes.push((file, off, run.len() as u64));
+                (off, bytes) = (off + run.len() as u64, &bytes[run.len()..]);
+                continue;
+            }
+            let (head, _) = run.split_at(run.len().min(STRIPE_BYTES_MAX - rest.data.len()));
+            let (len, at) = (head.len() as u64, rest.data.len() as u64);
             if head.len() == STRIPE_BYTES_MAX {
-                full.push(Packed {
-                    data: Cow::Borrowed(head),
-                    ranges: vec![Range { file, off, len, at: 0 }],
-                });
+                let ranges = vec![Range { file, off, len, at: 0 }];
+                plan.stripes.push(Packed { data: Cow::Borrowed(head), ranges });
             } else {
-                let at = rest.data.len() as u64;
                 match rest.ranges.last_mut() {
                     // Neighbours in the file are neighbours in the stripe.
                     Some(last) if last.file == file && last.off + last.len == off => last.len += len,
@@ -58,16 +94,16 @@ pub(crate) fn pack<'a>(files: &[&'a Dirty]) -> Vec<Packed<'a>> {
                 }
                 rest.data.to_mut().extend_from_slice(head);
                 if rest.data.len() == STRIPE_BYTES_MAX {
-                    full.push(std::mem::replace(&mut rest, empty()));
+                    plan.stripes.push(std::mem::take(&mut rest));
                 }
             }
-            (off, bytes) = (off + len, tail);
+            (off, bytes) = (off + len, &bytes[head.len()..]);
         }
     }
     if !rest.data.is_empty() {
-        full.push(rest);
+        plan.stripes.push(rest);
     }
-    full
+    plan
 }
 
 #[cfg(test)]
@@ -90,7 +126,7 @@ mod tests {
             file(&[]),
             file(&[(1, 16 << 10), (1 << 40, STRIPE_BYTES_MAX - 1)]),
         ];
-        let packed = pack(&files.each_ref());
+        let packed = pack(&files.each_ref()).stripes;
         assert!(packed.iter().all(|p| !p.data.is_empty() && p.data.len() <= STRIPE_BYTES_MAX));
         let stored: usize = packed.iter().map(|p| p.data.len()).sum();
         assert_eq!(stored, files.iter().map(Dirty::bytes).sum::<usize>());
@@ -108,5 +144,21 @@ mod tests {
                 assert!(out == expected, "{number} {off}");
             }
         }
+    }
+
+    #[test]
+    fn whole_blocks_of_zeros_are_holes() {
+        let block = HOLE_BYTES as u64;
+        let mut dirty = Dirty::default();
+        // From the middle of a block: half of it, two whole ones, and a part of the next.
+        dirty.insert(block / 2, &vec![0; 3 * HOLE_BYTES]);
+        dirty.insert(10 * block, &vec![7; HOLE_BYTES]);
+        dirty.insert(11 * block, &vec![0; HOLE_BYTES]);
+        let files = [&dirty];
+        let plan = pack(&files);
+        assert_eq!(plan.holes(0), [(block, 2 * block), (11 * block, block)]);
+        assert!(plan.holes(1).is_empty());
+        let stored: usize = plan.stripes.iter().map(|p| p.data.len()).sum();
+        assert_eq!(stored, HOLE_BYTES / 2 + HOLE_BYTES / 2 + HOLE_BYTES);
     }
 }

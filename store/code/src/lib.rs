@@ -4,7 +4,6 @@
 pub mod compress;
 pub mod shard;
 pub mod stripe;
-pub mod zeros;
 
 /// Deterministic bytes that do not compress, for tests.
 #[cfg(test)]

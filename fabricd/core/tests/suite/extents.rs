@@ -161,7 +161,7 @@ fn references_are_counted_to_the_last() {
     let extents = vec![ExtentPut { off: 20, len: 1, stripe: STRIPE, at: 0 }];
     let stripes: Vec<(StripeId, Policy, u64)> = Vec::new();
     let more = [
-        Op::Commit { ino, stripes, extents, size_min: 0, mtime: None },
+        Op::Commit { ino, stripes, holes: Vec::new(), extents, size_min: 0, mtime: None },
         Op::Punch { ino, off: 4, len: 1 },
         Op::Clone { from: ino, from_off: 0, to: ino, to_off: 20, len: 5 },
     ];

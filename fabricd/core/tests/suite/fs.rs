@@ -70,6 +70,6 @@ impl Fs {
     ) -> Result<Reply> {
         let extents = at.iter().map(|&(off, len, at)| ExtentPut { off, len, stripe: id, at }).collect();
         let stripes = vec![(id, Policy::default(), len)];
-        self.run(Op::Commit { ino, stripes, extents, size_min: 0, mtime: None })
+        self.run(Op::Commit { ino, stripes, holes: Vec::new(), extents, size_min: 0, mtime: None })
     }
 }

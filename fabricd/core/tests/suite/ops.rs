@@ -236,7 +236,8 @@ impl Ops {
         }
         let size_min = if self.rng.one_in(2) { self.offset() } else { 0 };
         let mtime = self.rng.one_in(2).then(|| self.time());
-        Op::Commit { ino, stripes, extents, size_min, mtime }
+        let holes = (0..self.rng.within(0..3)).map(|_| (self.offset(), self.rng.within(0..BYTES))).collect();
+        Op::Commit { ino, stripes, holes, extents, size_min, mtime }
     }
 
     /// A part of a stripe somewhere in a file; rarely more than the stripe has.

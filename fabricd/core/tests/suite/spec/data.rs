@@ -16,7 +16,7 @@ impl Spec {
         &mut self,
         ino: Ino,
         stripes: &[(StripeId, Policy, u64)],
-        extents: &[ExtentPut],
+        (holes, extents): (&[(u64, u64)], &[ExtentPut]),
         (size_min, mtime): (u64, Option<Time>),
     ) -> Result<Attr> {
         self.file(ino)?;
@@ -30,6 +30,11 @@ impl Spec {
                 return Err(Kind::Invalid);
             }
             unnamed.insert(id);
+        }
+        for &(off, len) in holes {
+            let end = end_of(off, len)?;
+            self.file(ino)?.data.retain(|byte, _| !(off..end).contains(byte));
+            self.bury(&unnamed);
         }
         for put in extents {
             let end = end_of(put.off, put.len)?;

@@ -61,9 +61,9 @@ impl Spec {
                 self.set_xattr(*ino, name, value, *mode).map(|()| Reply::Done)
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name).map(|()| Reply::Done),
-            Op::Commit { ino, stripes, extents, size_min, mtime } => {
+            Op::Commit { ino, stripes, holes, extents, size_min, mtime } => {
                 let before = self.clone();
-                let done = self.commit(*ino, stripes, extents, (*size_min, *mtime)).map(Reply::Attr);
+                let done = self.commit(*ino, stripes, (holes, extents), (*size_min, *mtime)).map(Reply::Attr);
                 if done.is_err() {
                     *self = before;
                 }

@@ -5,8 +5,7 @@
 const LANE: usize = 128;
 
 /// Whether every byte is zero; true for no bytes.
-#[must_use]
-pub fn is_zero(data: &[u8]) -> bool {
+pub(crate) fn is_zero(data: &[u8]) -> bool {
     let (lanes, rest) = data.as_chunks::<LANE>();
     lanes.iter().all(|lane| folded(lane) == 0) && folded(rest) == 0
 }
