@@ -118,7 +118,7 @@ impl<F: Fabric> Fs<F> {
         &self,
         (parent, name): Name<'_>,
         kind: FileKind,
-        (mode, rdev): (u32, u32),
+        (mode, umask, rdev): (u32, u32, u32),
         cred: Cred,
         target: &[u8],
     ) -> Result<Attr> {
@@ -126,7 +126,7 @@ impl<F: Fabric> Fs<F> {
             return Err(fixed());
         }
         let (name, target) = (name.to_vec(), target.to_vec());
-        match self.fabric.propose(Op::Create { parent, name, kind, mode, cred, rdev, target })? {
+        match self.fabric.propose(Op::Create { parent, name, kind, mode, umask, cred, rdev, target })? {
             Reply::Attr(attr) => Ok(attr),
             other => Err(unexpected(&other)),
         }

@@ -29,7 +29,7 @@ const MAX_BACKGROUND: u16 = 64;
 /// statfs's unit.
 const STATFS_BLOCK: u32 = 4096;
 /// What the mount wants from the kernel; each is left out where the kernel lacks it.
-const WANTED: [InitFlags; 8] = [
+const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
     InitFlags::FUSE_DO_READDIRPLUS,
     InitFlags::FUSE_READDIRPLUS_AUTO,
@@ -38,6 +38,8 @@ const WANTED: [InitFlags; 8] = [
     InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP,
     InitFlags::FUSE_CACHE_SYMLINKS,
     InitFlags::FUSE_MAX_PAGES,
+    InitFlags::FUSE_POSIX_ACL,
+    InitFlags::FUSE_DONT_MASK,
 ];
 
 /// The fuser side of a mount.
@@ -244,13 +246,13 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         reply: ReplyEntry,
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let mode = mode & 0o7777 & !umask;
-        entry(reply, self.0.create((ino(parent), name.as_bytes()), kind, (mode, rdev), cred(req), b""));
+        let bits = (mode & 0o7777, umask, rdev);
+        entry(reply, self.0.create((ino(parent), name.as_bytes()), kind, bits, cred(req), b""));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let mode = mode & 0o7777 & !umask;
-        entry(reply, self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, (mode, 0), cred(req), b""));
+        let bits = (mode & 0o7777, umask, 0);
+        entry(reply, self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, cred(req), b""));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -264,7 +266,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let name = (ino(parent), name.as_bytes());
-        entry(reply, self.0.create(name, FileKind::Symlink, (0o777, 0), cred(req), target));
+        entry(reply, self.0.create(name, FileKind::Symlink, (0o777, 0, 0), cred(req), target));
     }
 
     fn rename(
@@ -311,8 +313,8 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let mode = mode & 0o7777 & !umask;
-        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, (mode, 0), cred(req), b"") {
+        let bits = (mode & 0o7777, umask, 0);
+        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, cred(req), b"") {
             Ok(attr) => {
                 let (handle, caching) = self.0.opened(attr.ino, flags);
                 reply.created(

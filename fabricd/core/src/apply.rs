@@ -80,8 +80,9 @@ pub fn apply<T: Tables>(tables: &T, command: &Command) -> Result<Applied> {
 
 fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
     match op {
-        Op::Create { parent, name, kind, mode, cred, rdev, target } => {
-            let new = namespace::New { kind: *kind, mode: *mode, cred: *cred, rdev: *rdev, target };
+        Op::Create { parent, name, kind, mode, umask, cred, rdev, target } => {
+            let new =
+                namespace::New { kind: *kind, mode: *mode, umask: *umask, cred: *cred, rdev: *rdev, target };
             namespace::create(txn, *parent, name, new).map(Reply::Attr)
         }
         Op::Link { ino, parent, name } => namespace::link(txn, *ino, *parent, name).map(Reply::Attr),

@@ -3,6 +3,7 @@
 #![no_std]
 extern crate alloc;
 
+mod acl;
 mod apply;
 mod extents;
 pub mod keys;

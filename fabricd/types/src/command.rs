@@ -102,8 +102,10 @@ pub enum Op {
         name: Vec<u8>,
         /// The type.
         kind: FileKind,
-        /// Permission bits, umask applied.
+        /// Permission bits as asked for.
         mode: u32,
+        /// Bits the caller never gives; a parent's default access list stands in its place.
+        umask: u32,
         /// Owner; a setgid parent overrides the group.
         cred: Cred,
         /// Device number, or 0.

@@ -1,9 +1,12 @@
+use alloc::vec::Vec;
+
 use kos_types::{Attr, Cred, Error, FileKind, Ino, Kind, Result, limits};
 
 use super::{check_name, put_entry, touch_dir};
+use crate::acl::{self, Acl};
 use crate::apply::Txn;
 use crate::record::Inode;
-use crate::{Tables, read};
+use crate::{Tables, keys, read};
 
 /// Inode numbers are the creating commit's, above the ones front ends keep for themselves.
 const INO_BASE: u64 = 16;
@@ -12,6 +15,7 @@ const INO_BASE: u64 = 16;
 pub(crate) struct New<'a> {
     pub(crate) kind: FileKind,
     pub(crate) mode: u32,
+    pub(crate) umask: u32,
     pub(crate) cred: Cred,
     pub(crate) rdev: u32,
     pub(crate) target: &'a [u8],
@@ -33,11 +37,12 @@ pub(crate) fn create<T: Tables>(
     }
     let is_dir = new.kind == FileKind::Dir;
     let setgid = dir.attr.mode & libc_mode::SETGID != 0;
+    let (mode, inherited) = inherit(txn, parent, &new)?;
     let ino = Ino(txn.seq().0 + INO_BASE);
     let attr = Attr {
         ino,
         kind: new.kind,
-        mode: new.mode & 0o7777 | if setgid && is_dir { libc_mode::SETGID } else { 0 },
+        mode: mode | if setgid && is_dir { libc_mode::SETGID } else { 0 },
         nlink: if is_dir { 2 } else { 1 },
         uid: new.cred.uid,
         gid: if setgid { dir.attr.gid } else { new.cred.gid },
@@ -52,8 +57,34 @@ pub(crate) fn create<T: Tables>(
     put_entry(txn, parent, name, ino, None);
     touch_dir(txn, parent, i32::from(is_dir))?;
     txn.state.inodes += 1;
+    for (name, value) in inherited {
+        txn.tables.put(keys::xattr(ino, name), value);
+    }
     let birth = txn.seq();
     Ok(txn.put_inode(Inode { birth, attr, target: new.target.to_vec() }))
+}
+
+/// An extended attribute's name and value.
+type Xattr = (&'static [u8], Vec<u8>);
+
+/// What a new entry gets from its parent's default access list: mode bits, and lists.
+fn inherit<T: Tables>(txn: &Txn<'_, T>, parent: Ino, new: &New<'_>) -> Result<(u32, Vec<Xattr>)> {
+    let mode = new.mode & 0o7777;
+    let default = match new.kind {
+        FileKind::Symlink => None,
+        _ => txn.tables.get(&keys::xattr(parent, acl::DEFAULT))?,
+    };
+    let Some(default) = default else { return Ok((mode & !new.umask, Vec::new())) };
+    let mut list = Acl::decode(&default)?;
+    let mode = mode & !0o777 | list.create(mode);
+    let mut lists = Vec::new();
+    if !list.is_minimal() {
+        lists.push((acl::ACCESS, list.encode()));
+    }
+    if new.kind == FileKind::Dir {
+        lists.push((acl::DEFAULT, default));
+    }
+    Ok((mode, lists))
 }
 
 /// Mode bits by name; the crate has no libc.

@@ -1,8 +1,9 @@
 use kos_types::{Attr, Error, FileKind, Ino, Kind, Result, SetAttr, TimeChange, limits};
 
 use super::create::libc_mode::{GROUP_EXEC, SETGID, SETUID};
+use crate::acl::{self, Acl};
 use crate::apply::Txn;
-use crate::{Tables, extents};
+use crate::{Tables, extents, keys};
 
 pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr) -> Result<Attr> {
     let mut inode = txn.inode(ino)?;
@@ -34,6 +35,13 @@ pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr)
     }
     if let Some(mode) = set.mode {
         attr.mode = mode & 0o7777;
+    }
+    if set.mode.is_some()
+        && let Some(value) = txn.tables.get(&keys::xattr(ino, acl::ACCESS))?
+    {
+        let mut list = Acl::decode(&value)?;
+        list.chmod(attr.mode);
+        txn.tables.put(keys::xattr(ino, acl::ACCESS), list.encode());
     }
     let time = |change: TimeChange| match change {
         TimeChange::Now => now,

@@ -1,5 +1,6 @@
 use kos_types::{Error, Ino, Kind, Result, XattrMode, limits};
 
+use crate::acl::{self, Acl};
 use crate::apply::Txn;
 use crate::{Tables, keys, policy, read};
 
@@ -17,7 +18,7 @@ pub(crate) fn set_xattr<T: Tables>(
         return Err(Error::new(Kind::Range, "xattr: value of more than 64 KiB"));
     }
     policy::check(name, value)?;
-    txn.inode(ino)?;
+    let mut inode = txn.inode(ino)?;
     let key = keys::xattr(ino, name);
     let exists = txn.tables.get(&key)?.is_some();
     match mode {
@@ -28,17 +29,27 @@ pub(crate) fn set_xattr<T: Tables>(
     if !exists && read::xattrs(&txn.tables, ino)?.len() >= limits::XATTRS_MAX {
         return Err(Error::new(Kind::NoSpace, "xattr: too many on one inode"));
     }
+    inode.attr.ctime = txn.now;
+    if name == acl::ACCESS || name == acl::DEFAULT {
+        let mut list = Acl::decode(value)?;
+        if name == acl::ACCESS {
+            inode.attr.mode = inode.attr.mode & !0o777 | list.mode();
+            if list.is_minimal() {
+                // The mode says all of it.
+                txn.tables.delete(key);
+                txn.put_inode(inode);
+                return Ok(());
+            }
+        }
+    }
     txn.tables.put(key, value.to_vec());
-    touch(txn, ino)
+    txn.put_inode(inode);
+    Ok(())
 }
 
 pub(crate) fn remove_xattr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, name: &[u8]) -> Result<()> {
     read::xattr(&txn.tables, ino, name)?;
     txn.tables.delete(keys::xattr(ino, name));
-    touch(txn, ino)
-}
-
-fn touch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino) -> Result<()> {
     let mut inode = txn.inode(ino)?;
     inode.attr.ctime = txn.now;
     txn.put_inode(inode);

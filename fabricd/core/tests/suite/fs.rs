@@ -39,7 +39,7 @@ impl Fs {
     pub(crate) fn create(&mut self, parent: Ino, name: &str, kind: FileKind) -> Ino {
         let cred = Cred { uid: 7, gid: 8 };
         let (name, target) = (name.into(), Vec::new());
-        self.attr_of(Op::Create { parent, name, kind, mode: 0o755, cred, rdev: 0, target }).ino
+        self.attr_of(Op::Create { parent, name, kind, mode: 0o755, umask: 0, cred, rdev: 0, target }).ino
     }
 
     pub(crate) fn unlink(&mut self, parent: Ino, name: &str) -> Result<Reply> {

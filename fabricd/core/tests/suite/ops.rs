@@ -153,6 +153,7 @@ impl Ops {
             name: self.name(),
             kind,
             mode: self.mode(),
+            umask: self.rng.within(0..0o1000) as u32,
             cred: Cred { uid: self.rng.within(0..3) as u32, gid: self.rng.within(0..3) as u32 },
             rdev: if kind == FileKind::CharDev { 0x103 } else { 0 },
             target: if is_symlink { target } else { Vec::new() },

@@ -15,7 +15,9 @@ fn check_name(name: &[u8]) -> Result<()> {
 
 impl Spec {
     pub(super) fn create(&mut self, op: &Op, fresh: Ino) -> Result<Attr> {
-        let Op::Create { parent, name, kind, mode, cred, rdev, target } = op else { panic!("not a create") };
+        let Op::Create { parent, name, kind, mode, umask, cred, rdev, target } = op else {
+            panic!("not a create")
+        };
         check_name(name)?;
         if target.len() > 4095 {
             return Err(Kind::NameTooLong);
@@ -26,10 +28,11 @@ impl Spec {
         }
         let (inherits, group) = (dir.attr.mode & 0o2000 != 0, dir.attr.gid);
         let now = self.now;
+        let mode = mode & !umask;
         let attr = Attr {
             ino: fresh,
             kind: *kind,
-            mode: if inherits && *kind == FileKind::Dir { mode | 0o2000 } else { *mode },
+            mode: if inherits && *kind == FileKind::Dir { mode | 0o2000 } else { mode },
             nlink: 0,
             uid: cred.uid,
             gid: if inherits { group } else { cred.gid },
