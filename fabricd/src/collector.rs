@@ -10,10 +10,9 @@ use kos_types::{Error, Op, Result};
 
 use crate::node::{Inner, now};
 
-/// Time between rounds.
-const PERIOD: Duration = Duration::from_secs(5);
-/// Seconds a dead stripe keeps its bytes: longer than any read that found it alive.
-const GRACE_SECS: u64 = 30;
+/// Time between rounds. A dead stripe's bytes go in the next one: a read that still had it finds
+/// it gone and asks for the extents again.
+const PERIOD: Duration = Duration::from_secs(1);
 /// Stripes freed in one command.
 const STRIPES_MAX: usize = 1024;
 
@@ -52,9 +51,8 @@ impl Drop for Collector {
 }
 
 fn collect(inner: &Inner) -> Result<()> {
-    let Some(before) = u64::try_from(now().secs).ok().and_then(|secs| secs.checked_sub(GRACE_SECS)) else {
-        return Ok(());
-    };
+    // A clock before 1970 collects nothing until it is set.
+    let Ok(before) = u64::try_from(now().secs) else { return Ok(()) };
     loop {
         let dead = read::garbage(&*inner.db, before, STRIPES_MAX)?;
         if dead.is_empty() {

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, wait_for};
 use memmap2::MmapOptions;
@@ -134,6 +136,46 @@ fn random_writes_equal_a_vector() {
         drop(file);
         assert!(fs::read(&path).expect("read") == model, "seed {seed}");
     }
+    daemon.stop();
+}
+
+#[test]
+fn reads_go_on_while_what_they_read_is_replaced_and_freed() {
+    let mut daemon = Daemon::start();
+    let path = daemon.mem().join("busy");
+    fs::write(&path, vec![1; 1 << 20]).expect("write");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for reader in 0..3 {
+            let (path, stop) = (&path, &stop);
+            scope.spawn(move || {
+                // Past the page cache, so that every read reaches the stripes.
+                let direct = libc::O_DIRECT;
+                let file = OpenOptions::new().read(true).custom_flags(direct).open(path).expect("open");
+                let mut rng = Rng::new(reader);
+                let mut block = vec![0; 4096];
+                while !stop.load(Ordering::Relaxed) {
+                    file.read_exact_at(&mut block, rng.below(256) * 4096).expect("read");
+                    assert!(block.iter().all(|&b| b == block[0]) && block[0] != 0, "torn");
+                }
+            });
+        }
+        let file = OpenOptions::new().write(true).open(&path).expect("open");
+        for version in 0..60_u8 {
+            file.write_all_at(&vec![version + 2; 1 << 20], 0).expect("write");
+            file.sync_data().expect("fsync");
+            thread::sleep(Duration::from_millis(50));
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+    // All but the last of 60 commits; the first bytes may never have been one of their own.
+    let freed = || {
+        let metrics = fs::read_to_string(daemon.mount().join("sys/metrics")).expect("metrics");
+        let count = metrics.lines().find_map(|line| line.strip_prefix("kos_stripes_freed_total "));
+        count.expect("counter").parse::<u64>().expect("a number")
+    };
+    wait_for("collection", || freed() >= 59);
+    assert!(!daemon.log().contains("repaired"), "{}", daemon.log());
     daemon.stop();
 }
 
