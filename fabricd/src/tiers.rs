@@ -60,9 +60,9 @@ impl RamDir {
             return Ok(None);
         }
         if !mounted {
-            let options = |huge: &str| format!("size={budget},mode=700{huge}");
-            // Huge pages save most of the cost of first touch; not every kernel has them for tmpfs.
-            try_mount(dir, &options(",huge=always")).or_else(|_| try_mount(dir, &options("")))?;
+            // No huge pages: an append clears what it does not fill of each, and a freed shard
+            // splits them; writes took twice the time (docs/PERFORMANCE.md).
+            attach(dir, &format!("size={budget},mode=700"))?;
         }
         Ok(Some(Self { dir: dir.to_path_buf(), fresh: !mounted }))
     }
@@ -76,7 +76,7 @@ impl RamDir {
     }
 }
 
-fn try_mount(dir: &Path, options: &str) -> Result<()> {
+fn attach(dir: &Path, options: &str) -> Result<()> {
     let data =
         std::ffi::CString::new(options).map_err(|_| Error::new(Kind::Invalid, "memory tier: options"))?;
     mount(RAM_SOURCE, dir, "tmpfs", MountFlags::NODEV | MountFlags::NOSUID | MountFlags::NOEXEC, Some(&*data))

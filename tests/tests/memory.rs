@@ -57,8 +57,7 @@ fn fsynced_memory_survives_kill_and_moves_to_disk_at_the_end() {
     assert!(!is_mounted(&daemon.ram()), "memory is given back");
     daemon.spawn();
     check(&daemon, "after a clean end");
-    // Each place's lock file takes a huge page.
-    assert!(ram_used(&daemon) < 16 * MIB, "it is on disk now: {}", ram_used(&daemon));
+    assert!(ram_used(&daemon) < MIB, "it is on disk now: {}", ram_used(&daemon));
     daemon.stop();
 }
 
