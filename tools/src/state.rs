@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 pub(crate) const MARKER: &str = "kosfs-state";
+/// How the names of files end that are not whole yet.
+const DRAFT: &str = ".new";
 const MARKER_TEXT: &str = "kosfs state, format 1\n";
 /// What a fresh disk may hold and still count as empty.
 pub(crate) const LOST_FOUND: &str = "lost+found";
@@ -89,7 +91,13 @@ impl State {
         }
         for entry in entries {
             let name = entry.map_err(failed)?.file_name();
-            if name != LOST_FOUND {
+            // A draft of the marker: another `up` is making this state, or one was cut short.
+            let draft = name.to_str().is_some_and(|name| name.starts_with(MARKER) && name.ends_with(DRAFT));
+            if name != LOST_FOUND && !draft {
+                if self.file(MARKER).exists() {
+                    // Another `up` has made it since the marker was looked for.
+                    return self.condition();
+                }
                 return Err(Failure::new(format!(
                     "{} is not empty and no kosfs state (it holds {name:?}); choose an empty directory with --state",
                     self.path.display()
@@ -110,7 +118,8 @@ impl State {
 
     /// Writes a small file so that it is there, whole, after a power cut.
     fn write(&self, name: &str, bytes: &[u8]) -> io::Result<()> {
-        let draft = self.file(&format!("{name}.new"));
+        // Each process its own, or one would rename what another is still writing.
+        let draft = self.file(&format!("{name}.{}{DRAFT}", std::process::id()));
         let mut file = File::create(&draft)?;
         file.write_all(bytes)?;
         file.sync_all()?;
