@@ -1,12 +1,13 @@
 //! The background work of a node: dead stripes are freed, stripes nobody commits are dropped.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kos_core::read;
-use kos_types::{Error, Op, Result};
+use kos_types::{Error, Kind, Op, Origin, Reply, Result};
 
 use crate::node::{Inner, now};
 
@@ -15,6 +16,8 @@ use crate::node::{Inner, now};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Stripes freed in one command.
 const STRIPES_MAX: usize = 1024;
+/// Old records looked at in one command.
+const RECORDS_MAX: u32 = 1024;
 
 /// The thread; it ends when this is dropped.
 pub(crate) struct Collector {
@@ -28,6 +31,9 @@ impl Collector {
         let run = move || {
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 inner.stripes.expire();
+                if let Err(e) = prune(&inner) {
+                    eprintln!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
+                }
                 if let Err(e) = collect(&inner) {
                     eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
                 }
@@ -50,6 +56,25 @@ impl Drop for Collector {
     }
 }
 
+/// Old versions that no snapshot holds go, after one was dropped and after a start.
+fn prune(inner: &Inner) -> Result<()> {
+    if !inner.prune.swap(false, Ordering::Relaxed) {
+        return Ok(());
+    }
+    let mut from = Vec::new();
+    loop {
+        match inner.propose(Op::Prune { from, max: RECORDS_MAX }) {
+            Ok(Reply::Pruned(Some(next))) => from = next,
+            Ok(Reply::Pruned(None)) => return Ok(()),
+            Ok(other) => return Err(Error::new(Kind::Io, format!("prune: {other:?}"))),
+            Err(e) => {
+                inner.prune.store(true, Ordering::Relaxed);
+                return Err(e);
+            }
+        }
+    }
+}
+
 fn collect(inner: &Inner) -> Result<()> {
     // A clock before 1970 collects nothing until it is set.
     let Ok(before) = u64::try_from(now().secs) else { return Ok(()) };
@@ -62,8 +87,8 @@ fn collect(inner: &Inner) -> Result<()> {
         // is on stable storage before their bytes go.
         inner.sync()?;
         let stripes = dead.iter().map(|&(since, id, _)| (since, id)).collect();
-        inner
-            .stripes
-            .collect(&dead, |index| inner.propose_with(Op::Collected { stripes }, index).map(drop))?;
+        inner.stripes.collect(&dead, |index| {
+            inner.propose_with(Origin::default(), Op::Collected { stripes }, index).map(drop)
+        })?;
     }
 }

@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use kos_core::{policy, read};
+use kos_core::{AsOf, policy, read};
 use kos_types::{
-    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Policy, Reply, Result, SpaceUsage,
-    StripeId, Time,
+    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Origin, Policy, Reply, Result, Snapshot,
+    SpaceUsage, StripeId, Time,
 };
 
 use crate::collector::Collector;
@@ -50,6 +51,8 @@ pub(crate) struct Inner {
     committer: Mutex<()>,
     sync: Group,
     ids: Ids,
+    /// Old versions may be held by no snapshot.
+    pub(crate) prune: AtomicBool,
 }
 
 /// One node in this process.
@@ -118,6 +121,8 @@ impl Node {
             committer: Mutex::default(),
             sync: Group::default(),
             ids: Ids::new(0),
+            // The last end may have interrupted it.
+            prune: AtomicBool::new(true),
         };
         let inner = Arc::new(Inner { ids: Ids::new(inner.open_batch()?), ..inner });
         for ino in read::orphans(&*inner.db)? {
@@ -163,15 +168,19 @@ impl Node {
 impl Inner {
     /// Apply one command and put it in force.
     pub(crate) fn propose(&self, op: Op) -> Result<Reply> {
-        self.propose_with(op, Vec::new())
+        self.propose_with(Origin::default(), op, Vec::new())
     }
 
     /// The same, with changes of the shards' index in the same batch.
-    pub(crate) fn propose_with(&self, op: Op, index: IndexChanges) -> Result<Reply> {
+    pub(crate) fn propose_with(&self, origin: Origin, op: Op, index: IndexChanges) -> Result<Reply> {
+        let drops = matches!(op, Op::DropSnapshot { .. });
         let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: later commits never have earlier times but for a clock set back.
-        let applied = kos_core::apply(&*self.db, &Command { now: now(), op })?;
+        let applied = kos_core::apply(&*self.db, &Command { now: now(), origin, op })?;
         self.db.write(db::join(applied.changes, index))?;
+        if drops {
+            self.prune.store(true, Ordering::Relaxed);
+        }
         Ok(applied.reply)
     }
 
@@ -186,10 +195,10 @@ impl Inner {
         }
     }
 
-    fn commit(&self, op: Op) -> Result<Reply> {
-        let Op::Commit { stripes, .. } = &op else { return self.propose(op) };
+    fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
+        let Op::Commit { stripes, .. } = &op else { return self.propose_with(origin, op, Vec::new()) };
         let settled = self.stripes.settle(stripes)?;
-        let reply = self.propose_with(op, settled.records.clone());
+        let reply = self.propose_with(origin, op, settled.records.clone());
         if reply.is_err() {
             self.stripes.drop_settled(&settled);
         }
@@ -197,45 +206,78 @@ impl Inner {
     }
 }
 
+impl Node {
+    /// Apply one change on behalf of a session.
+    ///
+    /// # Errors
+    /// As the operation says; `Fenced` when the session's epoch or grant was taken back.
+    pub fn propose_as(&self, origin: Origin, op: Op) -> Result<Reply> {
+        self.inner.commit(origin, op)
+    }
+
+    /// The tables as the view of `ino` shows them, and its number in them.
+    fn seen(&self, ino: Ino) -> Result<(AsOf<'_, Db>, Ino)> {
+        Ok((AsOf::seen_by(&*self.inner.db, ino)?, ino.in_view(0)))
+    }
+}
+
 impl Fabric for Node {
     fn propose(&self, op: Op) -> Result<Reply> {
-        self.inner.commit(op)
+        self.inner.commit(Origin::default(), op)
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        read::lookup(&*self.inner.db, parent, name)
+        let (tables, dir) = self.seen(parent)?;
+        let attr = read::lookup(&tables, dir, name)?;
+        Ok(Attr { ino: attr.ino.in_view(parent.view()), ..attr })
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {
-        Ok(read::inode(&*self.inner.db, ino)?.attr)
+        let (tables, number) = self.seen(ino)?;
+        Ok(Attr { ino, ..read::inode(&tables, number)?.attr })
     }
 
     fn parent(&self, dir: Ino) -> Result<Ino> {
-        read::parent(&*self.inner.db, dir)
+        let (tables, number) = self.seen(dir)?;
+        Ok(read::parent(&tables, number)?.in_view(dir.view()))
     }
 
     fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
-        read::list(&*self.inner.db, dir, after, max)
+        let (tables, number) = self.seen(dir)?;
+        let mut entries = read::list(&tables, number, after, max)?;
+        for entry in &mut entries {
+            entry.attr.ino = entry.attr.ino.in_view(dir.view());
+        }
+        Ok(entries)
     }
 
     fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        read::readlink(&*self.inner.db, ino)
+        let (tables, ino) = self.seen(ino)?;
+        read::readlink(&tables, ino)
     }
 
     fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        read::xattr(&*self.inner.db, ino, name)
+        let (tables, ino) = self.seen(ino)?;
+        read::xattr(&tables, ino, name)
     }
 
     fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        read::xattrs(&*self.inner.db, ino)
+        let (tables, ino) = self.seen(ino)?;
+        read::xattrs(&tables, ino)
     }
 
     fn policy(&self, ino: Ino) -> Result<Policy> {
-        policy::of(&*self.inner.db, ino)
+        let (tables, ino) = self.seen(ino)?;
+        policy::of(&tables, ino)
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
-        read::extents(&*self.inner.db, ino, off, len)
+        let (tables, ino) = self.seen(ino)?;
+        read::extents(&tables, ino, off, len)
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        kos_core::snapshots(&*self.inner.db)
     }
 
     fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {

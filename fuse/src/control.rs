@@ -7,7 +7,9 @@ use kos_types::{Attr, Error, FileKind, Ino, Kind, ROOT, Result, Time};
 /// The mount's root directory, FUSE's own root.
 pub(crate) const TOP: Ino = Ino(1);
 /// Inodes of the other entries: a metadata group that no fabric has.
-const BASE: u64 = 0xffff << 48;
+const BASE: u64 = 0x3ff << 54;
+/// The directory of snapshots.
+pub(crate) const SNAP: Ino = Ino(BASE + 1);
 /// Positions in listings, above those of `.` and `..`.
 const COOKIE_BASE: u64 = 16;
 
@@ -37,10 +39,12 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// `mem` and the directories and files of `files`.
+    /// `mem`, `snap` and the directories and files of `files`.
     pub(crate) fn new(files: Vec<ControlFile>, mounted: Time) -> Self {
         let root = Node::Dir(vec![("mem".to_owned(), ROOT)]);
         let mut tree = Self { nodes: vec![(TOP, root)], mounted };
+        // The first to be added, so it has the number of `SNAP`; its entries are the fabric's.
+        tree.add(0, "snap", Node::Dir(Vec::new()));
         for file in files {
             let mut dir = 0;
             let path = file.path.clone();
@@ -148,7 +152,7 @@ mod tests {
             Tree::new(vec![file("sys/health"), file("sys/metrics"), file("nodes/a/status")], Time::default());
         let names =
             |dir| tree.list(dir, 0).expect("lists").map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(names(TOP), ["mem", "sys", "nodes"]);
+        assert_eq!(names(TOP), ["mem", "snap", "sys", "nodes"]);
         let sys = tree.lookup(TOP, b"sys").expect("sys");
         assert_eq!(names(sys), ["health", "metrics"]);
         let metrics = tree.lookup(sys, b"metrics").expect("metrics");
@@ -158,6 +162,7 @@ mod tests {
             tree.lookup(TOP, b"none").is_err() && tree.read(sys).is_err() && tree.list(metrics, 0).is_err()
         );
         assert_eq!(tree.list(sys, 16).expect("lists").count(), 1, "behind the first");
+        assert_eq!(tree.lookup(TOP, b"snap").ok(), Some(SNAP));
         assert!(owns(sys) && owns(TOP) && !owns(ROOT));
     }
 }

@@ -9,7 +9,7 @@ use kos_types::{
     SetAttr, SetSize, Source, SpaceUsage, XattrMode, limits,
 };
 
-use crate::control::{self, ControlFile, TOP, Tree};
+use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Files, now};
 
 /// `.` and `..` in listings.
@@ -91,6 +91,11 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn lookup(&self, (parent, name): Name<'_>) -> Result<Attr> {
+        if parent == SNAP {
+            let found = self.fabric.snapshots()?.into_iter().find(|snapshot| snapshot.name == name);
+            let found = found.ok_or_else(|| Error::new(Kind::NotFound, "lookup: no such snapshot"))?;
+            return self.fabric.attr(ROOT.in_view(found.view));
+        }
         if control::owns(parent) {
             return self.attr(self.control.lookup(parent, name)?);
         }
@@ -122,6 +127,9 @@ impl<F: Fabric> Fs<F> {
         cred: Cred,
         target: &[u8],
     ) -> Result<Attr> {
+        if parent == SNAP && kind == FileKind::Dir {
+            return self.take_snapshot(name);
+        }
         if control::owns(parent) {
             return Err(fixed());
         }
@@ -144,7 +152,19 @@ impl<F: Fabric> Fs<F> {
         self.remove(parent, Op::Unlink { parent, name: name.to_vec() })
     }
 
+    /// What programs have written is in it, also what they did not flush.
+    fn take_snapshot(&self, name: &[u8]) -> Result<Attr> {
+        self.files.flush_all()?;
+        match self.fabric.propose(Op::TakeSnapshot { name: name.to_vec() })? {
+            Reply::Snapshot(taken) => self.fabric.attr(ROOT.in_view(taken.view)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     pub(crate) fn rmdir(&self, (parent, name): Name<'_>) -> Result<()> {
+        if parent == SNAP {
+            return self.fabric.propose(Op::DropSnapshot { name: name.to_vec() }).map(drop);
+        }
         self.remove(parent, Op::Rmdir { parent, name: name.to_vec() })
     }
 
@@ -221,12 +241,25 @@ impl<F: Fabric> Fs<F> {
         if after < DOTDOT {
             let parent = match ino {
                 ROOT => TOP,
+                _ if ino == ROOT.in_view(ino.view()) => SNAP,
                 _ if control::owns(ino) => self.control.parent(ino)?,
                 _ => self.fabric.parent(ino)?,
             };
             if add(&dot(DOTDOT, b"..", parent)?) {
                 return Ok(());
             }
+        }
+        if ino == SNAP {
+            // Views are below the positions of everything else, and stay while others come and go.
+            let mut all = self.fabric.snapshots()?;
+            all.sort_unstable_by_key(|snapshot| snapshot.view);
+            for snapshot in all {
+                let cookie = DOTDOT + snapshot.view;
+                if cookie > after && add(&dot(cookie, &snapshot.name, ROOT.in_view(snapshot.view))?) {
+                    break;
+                }
+            }
+            return Ok(());
         }
         if control::owns(ino) {
             for (cookie, name, ino) in self.control.list(ino, after)? {
@@ -265,6 +298,9 @@ impl<F: Fabric> Fs<F> {
             }
             let contents = self.control.read(ino)?.into();
             return Ok((self.add_handle(Handle::Control(contents)), Caching::Direct));
+        }
+        if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
+            return Err(Error::new(Kind::ReadOnly, "open: a snapshot is not changed"));
         }
         // It may have gone since the kernel looked it up.
         self.fabric.attr(ino)?;

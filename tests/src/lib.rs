@@ -86,6 +86,14 @@ impl Daemon {
         fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
     }
 
+    /// A number of sys/metrics.
+    #[must_use]
+    pub fn metric(&self, name: &str) -> u64 {
+        let text = fs::read_to_string(self.mount().join("sys/metrics")).expect("metrics");
+        let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().expect("a number")
+    }
+
     /// Segment files of all places.
     #[must_use]
     pub fn segments(&self) -> Vec<PathBuf> {

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time};
 
 use crate::record::{Inode, State};
-use crate::{Changes, Overlay, Tables, extents, keys, namespace};
+use crate::{Changes, Overlay, Tables, extents, history, keys, namespace, session};
 
 /// What a command did.
 #[derive(Debug)]
@@ -30,6 +30,8 @@ pub(crate) struct Txn<'a, T> {
     pub(crate) tables: Overlay<'a, T>,
     pub(crate) state: State,
     pub(crate) now: Time,
+    /// The grant under which data is written.
+    pub(crate) grant: u64,
     pub(crate) effects: Vec<Effect>,
 }
 
@@ -54,6 +56,12 @@ impl<T: Tables> Txn<'_, T> {
         Ok(dir)
     }
 
+    pub(crate) fn put_xattr(&mut self, ino: Ino, name: &[u8], value: &[u8]) {
+        let mut record = self.seq().0.to_le_bytes().to_vec();
+        record.extend_from_slice(value);
+        self.tables.put(keys::xattr(ino, name), record);
+    }
+
     pub(crate) fn put_inode(&mut self, mut inode: Inode) -> Attr {
         inode.birth = self.seq();
         self.tables.put(keys::inode(inode.attr.ino), inode.encode());
@@ -71,8 +79,17 @@ pub fn apply<T: Tables>(tables: &T, command: &Command) -> Result<Applied> {
         None => return Err(Error::new(Kind::Io, "apply: tables not initialised")),
     };
     state.seq.0 += 1;
-    let mut txn = Txn { tables: Overlay::new(tables), state, now: command.now, effects: Vec::new() };
+    let (now, grant) = (command.now, command.origin.grant);
+    let mut txn = Txn { tables: Overlay::new(tables), state, now, grant, effects: Vec::new() };
+    if let Some(reply) = session::admit(&mut txn, &command.origin)? {
+        return Ok(Applied { reply, changes: Changes::new(), effects: Vec::new() });
+    }
+    if changed_inodes(&command.op).iter().flatten().any(|ino| ino.view() != 0) {
+        return Err(Error::new(Kind::ReadOnly, "a snapshot is not changed"));
+    }
     let reply = run(&mut txn, &command.op)?;
+    session::keep(&mut txn, &command.origin, &reply)?;
+    history::keep(&mut txn)?;
     let state = txn.state.encode();
     txn.tables.put(keys::STATE.to_vec(), state);
     Ok(Applied { reply, changes: txn.tables.into_changes(), effects: txn.effects })
@@ -104,16 +121,47 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
             extents::clone(txn, (*from, *from_off), (*to, *to_off), *len).map(Reply::Attr)
         }
         Op::Reap { ino } => namespace::reap(txn, *ino).map(|()| Reply::Done),
+        Op::OpenSession
+        | Op::EndSession { .. }
+        | Op::ForgetSession { .. }
+        | Op::FenceSession { .. }
+        | Op::Fence { .. } => session::run(txn, op),
+        Op::TakeSnapshot { name } => history::take(txn, name).map(Reply::Snapshot),
+        Op::DropSnapshot { name } => history::discard(txn, name).map(|()| Reply::Done),
+        Op::Prune { from, max } => history::prune(txn, from, *max).map(Reply::Pruned),
         Op::OpenBatch => {
             txn.state.batch += 1;
             Ok(Reply::Batch(txn.state.batch))
         }
-        Op::Collected { stripes } => {
-            for &(since, id) in stripes {
-                txn.tables.delete(keys::garbage(since, id));
-            }
-            Ok(Reply::Done)
-        }
+        Op::Collected { stripes } => extents::collected(txn, stripes).map(|()| Reply::Done),
+    }
+}
+
+/// The inodes that a front end names for a change.
+const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
+    match op {
+        Op::Create { parent: ino, .. }
+        | Op::Unlink { parent: ino, .. }
+        | Op::Rmdir { parent: ino, .. }
+        | Op::SetAttr { ino, .. }
+        | Op::SetXattr { ino, .. }
+        | Op::RemoveXattr { ino, .. }
+        | Op::Commit { ino, .. }
+        | Op::Punch { ino, .. }
+        | Op::Clone { to: ino, .. }
+        | Op::Reap { ino }
+        | Op::Fence { ino, .. } => [Some(*ino), None],
+        Op::Link { ino, parent, .. } => [Some(*ino), Some(*parent)],
+        Op::Rename { parent, new_parent, .. } => [Some(*parent), Some(*new_parent)],
+        Op::OpenBatch
+        | Op::Collected { .. }
+        | Op::OpenSession
+        | Op::EndSession { .. }
+        | Op::ForgetSession { .. }
+        | Op::FenceSession { .. }
+        | Op::TakeSnapshot { .. }
+        | Op::DropSnapshot { .. }
+        | Op::Prune { .. } => [None, None],
     }
 }
 
@@ -136,6 +184,6 @@ pub fn initialise(now: Time) -> Changes {
         btime: now,
     };
     let root = Inode { birth: Seq(0), attr, target: Vec::new() };
-    let state = State { seq: Seq(0), batch: 0, inodes: 1 };
+    let state = State { inodes: 1, ..State::default() };
     Changes::from([(keys::STATE.to_vec(), Some(state.encode())), (keys::inode(ROOT), Some(root.encode()))])
 }

@@ -2,23 +2,34 @@
 
 use alloc::vec::Vec;
 
-use kos_types::limits::FILE_BYTES_MAX;
+use kos_types::limits::{FILE_BYTES_MAX, STRIPE_BYTES_MAX};
 use kos_types::{Attr, Error, ExtentPut, FileKind, Ino, Kind, Policy, Result, StripeId, Time};
 
 use crate::apply::{Effect, Txn};
 use crate::record::{ExtentRecord, Inode, Stripe};
-use crate::{Tables, keys, read};
+use crate::{AsOf, Tables, history, keys, read, session};
 
 /// Extents taken from the tables at once, so that a long file does not fill the memory.
 const SCAN: usize = 1024;
 
 fn file<T: Tables>(txn: &Txn<'_, T>, ino: Ino) -> Result<Inode> {
     let inode = txn.inode(ino)?;
+    session::check_fence(txn, ino, txn.grant)?;
+    check_kind(&inode)?;
+    Ok(inode)
+}
+
+fn check_kind(inode: &Inode) -> Result<()> {
     match inode.attr.kind {
-        FileKind::File => Ok(inode),
+        FileKind::File => Ok(()),
         FileKind::Dir => Err(Error::new(Kind::IsDir, "data of a directory")),
         _ => Err(Error::new(Kind::Invalid, "data of a special file")),
     }
+}
+
+/// The batch before the newest stays open for what was written when that one was used up.
+const fn is_open<T>(txn: &Txn<'_, T>, batch: u64) -> bool {
+    batch <= txn.state.batch && batch + 1 >= txn.state.batch
 }
 
 fn end_of(off: u64, len: u64) -> Result<u64> {
@@ -40,12 +51,14 @@ pub(crate) fn commit<T: Tables>(
         return Err(Error::new(Kind::TooLarge, "commit: size"));
     }
     for &(id, policy, len) in stripes {
-        // A closed batch's unnamed ids are garbage already: their bytes may be gone. The one
-        // before the newest stays open for what was written when that one was used up.
-        if !(txn.state.batch.saturating_sub(1)..=txn.state.batch).contains(&id.batch()) {
+        // A closed batch's unnamed ids are garbage already: their bytes may be gone.
+        if !is_open(txn, id.batch()) {
             return Err(Error::new(Kind::Stale, "commit: stripe of a closed batch"));
         }
-        if txn.tables.get(&keys::stripe(id))?.is_some() {
+        if !(1..=STRIPE_BYTES_MAX as u64).contains(&len) {
+            return Err(Error::new(Kind::Invalid, "commit: length of a stripe"));
+        }
+        if txn.tables.get(&keys::stripe(id))?.is_some() || txn.tables.get(&keys::tombstone(id))?.is_some() {
             return Err(Error::new(Kind::Invalid, "commit: stripe committed before"));
         }
         put_stripe(txn, id, Stripe { birth: txn.seq(), refs: 0, policy, len });
@@ -98,7 +111,11 @@ pub(crate) fn clone<T: Tables>(
     (to, to_off): (Ino, u64),
     len: u64,
 ) -> Result<Attr> {
-    let source = file(txn, from)?;
+    let seen = |txn: &Txn<'_, T>, next, end| {
+        read::overlapping(&AsOf::seen_by(&txn.tables, from)?, from.in_view(0), next, end, SCAN)
+    };
+    let source = read::inode(&AsOf::seen_by(&txn.tables, from)?, from.in_view(0))?;
+    check_kind(&source)?;
     let mut inode = file(txn, to)?;
     let from_end = end_of(from_off, len)?;
     let to_end = end_of(to_off, len)?;
@@ -115,7 +132,7 @@ pub(crate) fn clone<T: Tables>(
     inode.attr.bytes -= cut(txn, to, to_off, to_end)?;
     let mut next = from_off;
     loop {
-        let found = overlapping(txn, from, next, from_end)?;
+        let found = seen(txn, next, from_end)?;
         let Some(&(off, last)) = found.last() else { break };
         next = off + last.len;
         for (off, record) in found {
@@ -161,9 +178,15 @@ pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64)
                 };
                 txn.tables.put(keys::extent(ino, end), right.encode());
             }
-            match (keeps_left, keeps_right) {
-                (true, true) => add_ref(txn, record.stripe)?,
-                (false, false) => drop_ref(txn, record.stripe)?,
+            // What a snapshot holds goes to the history with its reference.
+            let parts = u8::from(keeps_left) + u8::from(keeps_right);
+            match (parts, history::is_held(txn, record.birth)) {
+                (2, false) | (1, true) => add_ref(txn, record.stripe)?,
+                (2, true) => {
+                    add_ref(txn, record.stripe)?;
+                    add_ref(txn, record.stripe)?;
+                }
+                (0, false) => drop_ref(txn, record.stripe)?,
                 _ => (),
             }
         }
@@ -197,7 +220,7 @@ fn add_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
     Ok(())
 }
 
-fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
+pub(crate) fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
     let mut record = stripe(txn, id)?;
     record.refs -= 1;
     if record.refs > 0 {
@@ -208,6 +231,22 @@ fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
     // Before 1970 counts as 1970: the bytes only go later.
     let since = u64::try_from(txn.now.secs).unwrap_or(0);
     txn.tables.put(keys::garbage(since, id), record.encode());
+    if is_open(txn, id.batch()) {
+        txn.tables.put(keys::tombstone(id), Vec::new());
+    }
     txn.effects.push(Effect::Free(id));
+    Ok(())
+}
+
+/// The bytes of dead stripes are gone. Tombstones of closed batches go along, a few at a time.
+pub(crate) fn collected<T: Tables>(txn: &mut Txn<'_, T>, stripes: &[(u64, StripeId)]) -> Result<()> {
+    for &(since, id) in stripes {
+        txn.tables.delete(keys::garbage(since, id));
+    }
+    let open = StripeId::in_batch(txn.state.batch.saturating_sub(1), 0);
+    let Some(open) = open else { return Ok(()) };
+    for (key, _) in txn.tables.scan(&keys::tombstone(StripeId(0)), &keys::tombstone(open), SCAN)? {
+        txn.tables.delete(key);
+    }
     Ok(())
 }

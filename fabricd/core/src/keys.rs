@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kos_types::{Ino, StripeId};
+use kos_types::{Ino, Seq, SessionId, StripeId};
 
 /// The state machine's own counters.
 pub const STATE: &[u8] = b"M";
@@ -90,6 +90,12 @@ pub fn stripe(id: StripeId) -> Vec<u8> {
     key(b'S', &[id.0], &[])
 }
 
+/// `T|stripe`: a stripe that died while its batch is open, so that its id is not taken again.
+#[must_use]
+pub fn tombstone(id: StripeId) -> Vec<u8> {
+    key(b'T', &[id.0], &[])
+}
+
 /// `O|ino`: orphan, an inode without a name that may still be open.
 #[must_use]
 pub fn orphan(ino: Ino) -> Vec<u8> {
@@ -100,6 +106,68 @@ pub fn orphan(ino: Ino) -> Vec<u8> {
 #[must_use]
 pub fn garbage(secs: u64, id: StripeId) -> Vec<u8> {
     key(b'G', &[secs, id.0], &[])
+}
+
+/// `V|view`: snapshot.
+#[must_use]
+pub fn snapshot(view: u64) -> Vec<u8> {
+    key(b'V', &[view], &[])
+}
+
+/// All old records.
+pub const HISTORY: &[u8] = b"H";
+
+/// Whether old versions of the record are kept for snapshots. Such a record begins with its birth.
+#[must_use]
+pub fn is_versioned(key: &[u8]) -> bool {
+    key.first().is_some_and(|table| b"IDLPEX".contains(table))
+}
+
+/// Whether it is the key of an extent.
+#[must_use]
+pub fn is_extent(key: &[u8]) -> bool {
+    key.first() == Some(&b'E')
+}
+
+/// `H|key|death`: what a versioned key held until a commit. The order is that of the keys, then of
+/// the commits: names hold no byte 0, and sequence numbers begin with one.
+#[must_use]
+pub fn history(of: &[u8], death: Seq) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + of.len() + 8);
+    out.extend_from_slice(HISTORY);
+    out.extend_from_slice(of);
+    out.extend_from_slice(&death.0.to_be_bytes());
+    out
+}
+
+/// The key that an old record had.
+#[must_use]
+pub fn of_history(key: &[u8]) -> &[u8] {
+    key.get(1..key.len().saturating_sub(8)).unwrap_or_default()
+}
+
+/// The commit that an old record died in.
+#[must_use]
+pub fn death(key: &[u8]) -> Seq {
+    Seq(field(key, key.len().saturating_sub(8)))
+}
+
+/// `C|session`: session.
+#[must_use]
+pub fn session(id: SessionId) -> Vec<u8> {
+    key(b'C', &[id.0], &[])
+}
+
+/// `K|session|seq`: the answer to a session's command.
+#[must_use]
+pub fn answer(id: SessionId, seq: u64) -> Vec<u8> {
+    key(b'K', &[id.0, seq], &[])
+}
+
+/// `F|ino`: the oldest grant that may write.
+#[must_use]
+pub fn fence(ino: Ino) -> Vec<u8> {
+    key(b'F', &[ino.0], &[])
 }
 
 /// The big-endian u64 at `at` of a key.

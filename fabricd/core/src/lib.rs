@@ -6,12 +6,15 @@ extern crate alloc;
 mod acl;
 mod apply;
 mod extents;
+mod history;
 pub mod keys;
 mod namespace;
 pub mod policy;
 pub mod read;
 pub mod record;
+mod session;
 mod tables;
 
 pub use apply::{Applied, Effect, apply, initialise};
+pub use history::{AsOf, snapshots};
 pub use tables::{Changes, MemTables, Overlay, Pair, Tables};

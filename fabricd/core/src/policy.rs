@@ -4,7 +4,7 @@ use alloc::format;
 
 use kos_types::{Class, Error, Geometry, Ino, Kind, Policy, ROOT, Result};
 
-use crate::{Tables, keys, read};
+use crate::{Tables, read};
 
 /// The attribute that names the durability class.
 pub const DURABILITY: &[u8] = b"user.kos.durability";
@@ -56,10 +56,10 @@ pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
     let (mut found_class, mut found_geometry, mut at) = (None, None, ino);
     for _ in 0..DEPTH_MAX {
         if found_class.is_none() {
-            found_class = tables.get(&keys::xattr(at, DURABILITY))?.map(|v| class(&v)).transpose()?;
+            found_class = read::own_xattr(tables, at, DURABILITY)?.map(|v| class(&v)).transpose()?;
         }
         if found_geometry.is_none() {
-            found_geometry = tables.get(&keys::xattr(at, EC))?.map(|v| geometry(&v)).transpose()?;
+            found_geometry = read::own_xattr(tables, at, EC)?.map(|v| geometry(&v)).transpose()?;
         }
         if at == ROOT || (found_class.is_some() && found_geometry.is_some()) {
             break;

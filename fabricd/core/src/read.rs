@@ -103,8 +103,8 @@ pub fn list<T: Tables>(tables: &T, ino: Ino, after: u64, max: usize) -> Result<V
 
 /// The value of a listing record: the inode and the name.
 fn listed(value: &[u8]) -> Result<(Ino, &[u8])> {
-    let (ino, name) =
-        value.split_first_chunk().ok_or_else(|| Error::new(Kind::Io, "listing record: too short"))?;
+    let short = || Error::new(Kind::Io, "listing record: too short");
+    let (ino, name) = unborn(value)?.split_first_chunk().ok_or_else(short)?;
     Ok((Ino(u64::from_le_bytes(*ino)), name))
 }
 
@@ -129,10 +129,24 @@ pub fn readlink<T: Tables>(tables: &T, ino: Ino) -> Result<Vec<u8>> {
     Ok(inode.target)
 }
 
+/// A record without its birth.
+fn unborn(value: &[u8]) -> Result<&[u8]> {
+    value.get(8..).ok_or_else(|| Error::new(Kind::Io, "record: no birth"))
+}
+
+/// The value of an extended attribute, if it is set on this inode.
+///
+/// # Errors
+/// `Io`.
+pub fn own_xattr<T: Tables>(tables: &T, ino: Ino, name: &[u8]) -> Result<Option<Vec<u8>>> {
+    let found = tables.get(&keys::xattr(ino, name))?;
+    found.map(|value| Ok(unborn(&value)?.to_vec())).transpose()
+}
+
 /// # Errors
 /// `NoAttr`, `Stale`.
 pub fn xattr<T: Tables>(tables: &T, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-    match tables.get(&keys::xattr(ino, name))? {
+    match own_xattr(tables, ino, name)? {
         Some(value) => Ok(value),
         None => {
             inode(tables, ino)?;
@@ -171,7 +185,9 @@ pub fn overlapping<T: Tables>(
         return Ok(Vec::new());
     }
     let mut from = off;
-    if let Some((key, value)) = tables.last(&keys::extent(ino, 0), &keys::extent(ino, off))? {
+    // None is longer than a stripe.
+    let first = off.saturating_sub(limits::STRIPE_BYTES_MAX as u64);
+    if let Some((key, value)) = tables.last(&keys::extent(ino, first), &keys::extent(ino, off))? {
         let start = keys::field(&key, 9);
         if start + ExtentRecord::decode(&value)?.len > off {
             from = start;

@@ -5,7 +5,7 @@ use alloc::vec::Vec;
 use kos_types::{Attr, Class, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time};
 
 /// Reads fields off the front of a record.
-struct Reader<'a>(&'a [u8]);
+pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
     fn take(&mut self, n: usize) -> Result<&'a [u8]> {
@@ -22,27 +22,52 @@ impl<'a> Reader<'a> {
         Ok(out)
     }
 
-    fn u8(&mut self) -> Result<u8> {
+    pub(crate) fn u8(&mut self) -> Result<u8> {
         Ok(self.array::<1>()?[0])
     }
 
-    fn u32(&mut self) -> Result<u32> {
+    pub(crate) fn u32(&mut self) -> Result<u32> {
         Ok(u32::from_le_bytes(self.array()?))
     }
 
-    fn u64(&mut self) -> Result<u64> {
+    pub(crate) fn u64(&mut self) -> Result<u64> {
         Ok(u64::from_le_bytes(self.array()?))
     }
 
-    fn time(&mut self) -> Result<Time> {
+    pub(crate) fn time(&mut self) -> Result<Time> {
         Ok(Time { secs: i64::from_le_bytes(self.array()?), nanos: self.u32()? })
+    }
+
+    /// What [`put_attr`] wrote.
+    pub(crate) fn attr(&mut self, ino: Ino) -> Result<Attr> {
+        let kind = *KINDS
+            .get(usize::from(self.u8()?))
+            .ok_or_else(|| Error::new(Kind::Io, "inode record: unknown kind"))?;
+        Ok(Attr {
+            ino,
+            kind,
+            mode: self.u32()?,
+            nlink: self.u32()?,
+            uid: self.u32()?,
+            gid: self.u32()?,
+            rdev: self.u32()?,
+            size: self.u64()?,
+            bytes: self.u64()?,
+            atime: self.time()?,
+            mtime: self.time()?,
+            ctime: self.time()?,
+            btime: self.time()?,
+        })
     }
 }
 
-fn put_time(out: &mut Vec<u8>, time: Time) {
+pub(crate) fn put_time(out: &mut Vec<u8>, time: Time) {
     out.extend_from_slice(&time.secs.to_le_bytes());
     out.extend_from_slice(&time.nanos.to_le_bytes());
 }
+
+/// Counts up whenever a record's layout changes: "kos" and a number.
+const FORMAT: u64 = 0x6b6f_7300_0000_0002;
 
 /// The state machine's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -53,20 +78,36 @@ pub struct State {
     pub batch: u64,
     /// Inodes alive.
     pub inodes: u64,
+    /// The newest snapshot: what was born up to it is kept when it is overwritten.
+    pub snapshot: Option<Seq>,
+    /// The view given out last.
+    pub view: u64,
+    /// The session opened last.
+    pub session: u64,
 }
 
 impl State {
     /// To bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        [self.seq.0, self.batch, self.inodes].iter().flat_map(|v| v.to_le_bytes()).collect()
+        // Commits count from 1, so 0 is no snapshot.
+        let snapshot = self.snapshot.map_or(0, |seq| seq.0);
+        let fields = [FORMAT, self.seq.0, self.batch, self.inodes, snapshot, self.view, self.session];
+        fields.iter().flat_map(|v| v.to_le_bytes()).collect()
     }
 
     /// # Errors
     /// `Io` when the bytes are no such record.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader(bytes);
-        Ok(Self { seq: Seq(r.u64()?), batch: r.u64()?, inodes: r.u64()? })
+        if r.u64()? != FORMAT {
+            let what =
+                "the state was written by another version of kosfs: use that, or wipe it (kos down --wipe)";
+            return Err(Error::new(Kind::Unsupported, what));
+        }
+        let (seq, batch, inodes) = (Seq(r.u64()?), r.u64()?, r.u64()?);
+        let snapshot = Some(Seq(r.u64()?)).filter(|seq| seq.0 > 0);
+        Ok(Self { seq, batch, inodes, snapshot, view: r.u64()?, session: r.u64()? })
     }
 }
 
@@ -91,24 +132,28 @@ const KINDS: [FileKind; 7] = [
     FileKind::BlockDev,
 ];
 
+/// All but the inode number.
+pub(crate) fn put_attr(out: &mut Vec<u8>, a: &Attr) {
+    // KINDS holds every kind, so the position exists and is below 7.
+    out.push(KINDS.iter().position(|k| *k == a.kind).map_or(0, |i| i as u8));
+    for v in [a.mode, a.nlink, a.uid, a.gid, a.rdev] {
+        out.extend_from_slice(&v.to_le_bytes());
+    }
+    for v in [a.size, a.bytes] {
+        out.extend_from_slice(&v.to_le_bytes());
+    }
+    for t in [a.atime, a.mtime, a.ctime, a.btime] {
+        put_time(out, t);
+    }
+}
+
 impl Inode {
     /// To bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let a = &self.attr;
         let mut out = Vec::with_capacity(112 + self.target.len());
         out.extend_from_slice(&self.birth.0.to_le_bytes());
-        // KINDS holds every kind, so the position exists and is below 7.
-        out.push(KINDS.iter().position(|k| *k == a.kind).map_or(0, |i| i as u8));
-        for v in [a.mode, a.nlink, a.uid, a.gid, a.rdev] {
-            out.extend_from_slice(&v.to_le_bytes());
-        }
-        for v in [a.size, a.bytes] {
-            out.extend_from_slice(&v.to_le_bytes());
-        }
-        for t in [a.atime, a.mtime, a.ctime, a.btime] {
-            put_time(&mut out, t);
-        }
+        put_attr(&mut out, &self.attr);
         out.extend_from_slice(&self.target);
         out
     }
@@ -118,24 +163,7 @@ impl Inode {
     pub fn decode(ino: Ino, bytes: &[u8]) -> Result<Self> {
         let mut r = Reader(bytes);
         let birth = Seq(r.u64()?);
-        let kind = *KINDS
-            .get(usize::from(r.u8()?))
-            .ok_or_else(|| Error::new(Kind::Io, "inode record: unknown kind"))?;
-        let attr = Attr {
-            ino,
-            kind,
-            mode: r.u32()?,
-            nlink: r.u32()?,
-            uid: r.u32()?,
-            gid: r.u32()?,
-            rdev: r.u32()?,
-            size: r.u64()?,
-            bytes: r.u64()?,
-            atime: r.time()?,
-            mtime: r.time()?,
-            ctime: r.time()?,
-            btime: r.time()?,
-        };
+        let attr = r.attr(ino)?;
         Ok(Self { birth, attr, target: r.0.to_vec() })
     }
 }
@@ -238,5 +266,61 @@ impl Stripe {
         };
         let geometry = Geometry::new(r.u8()?, r.u8()?)?;
         Ok(Self { birth, refs, policy: Policy { class, geometry }, len })
+    }
+}
+
+/// A snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// The last commit it shows.
+    pub seq: Seq,
+    /// When it was taken.
+    pub taken: Time,
+    /// Its name.
+    pub name: Vec<u8>,
+}
+
+impl SnapshotRecord {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = self.seq.0.to_le_bytes().to_vec();
+        put_time(&mut out, self.taken);
+        out.extend_from_slice(&self.name);
+        out
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        Ok(Self { seq: Seq(r.u64()?), taken: r.time()?, name: r.0.to_vec() })
+    }
+}
+
+/// A session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Session {
+    /// Raised when everything granted to it is taken away.
+    pub epoch: u64,
+    /// Its client has all answers up to this number.
+    pub answered: u64,
+    /// It proposes nothing any more.
+    pub ended: bool,
+}
+
+impl Session {
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let fields = [self.epoch, self.answered, u64::from(self.ended)];
+        fields.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        Ok(Self { epoch: r.u64()?, answered: r.u64()?, ended: r.u64()? != 0 })
     }
 }

@@ -83,6 +83,16 @@ impl<'a, T: Tables> Overlay<'a, T> {
         Self { base, changes: Changes::new() }
     }
 
+    /// The tables below.
+    pub const fn base(&self) -> &T {
+        self.base
+    }
+
+    /// What changed so far.
+    pub fn changed(&self) -> impl Iterator<Item = (&Vec<u8>, &Option<Vec<u8>>)> {
+        self.changes.iter()
+    }
+
     /// What changed.
     pub fn into_changes(self) -> Changes {
         self.changes
@@ -145,7 +155,7 @@ impl<T: Tables> Tables for Overlay<'_, T> {
 }
 
 /// A key that sorts below `key` with no fixed-length key between them.
-fn predecessor(key: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn predecessor(key: &[u8]) -> Option<Vec<u8>> {
     let mut out = key.to_vec();
     for byte in out.iter_mut().rev() {
         if *byte > 0 {

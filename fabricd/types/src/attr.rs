@@ -82,3 +82,14 @@ pub struct SpaceUsage {
     /// Inodes in use.
     pub inodes_used: u64,
 }
+
+/// A read-only tree of the past.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its name under `snap/`.
+    pub name: Vec<u8>,
+    /// The view its inodes are seen in.
+    pub view: u64,
+    /// When it was taken.
+    pub taken: Time,
+}

@@ -1,6 +1,6 @@
 //! Commands: everything that changes metadata, as it goes through the log.
 
-use crate::{Attr, FileKind, Ino, Policy, StripeId, Time};
+use crate::{Attr, FileKind, Ino, Policy, SessionId, Snapshot, StripeId, Time};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -11,11 +11,30 @@ pub struct Cred {
     pub gid: u32,
 }
 
+/// On whose behalf a command is proposed. The default is the fabric itself, which never repeats one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Origin {
+    /// The session, or 0 for the fabric itself.
+    pub session: SessionId,
+    /// The session's epoch as its client knows it: an older one is refused.
+    pub epoch: u64,
+    /// The client's number for this command, from 1: one that was applied is answered again and
+    /// not applied again. 0 is never repeated.
+    pub seq: u64,
+    /// The client has the answers of all numbers up to this one.
+    pub answered: u64,
+    /// The grant under which data is written; one older than the inode's fence is refused. 0 needs
+    /// none.
+    pub grant: u64,
+}
+
 /// One entry of the log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Command {
     /// The committer's clock.
     pub now: Time,
+    /// Who proposed it.
+    pub origin: Origin,
     /// The change.
     pub op: Op,
 }
@@ -217,6 +236,48 @@ pub enum Op {
         /// The inode.
         ino: Ino,
     },
+    /// Open a session. Replies `Session`.
+    OpenSession,
+    /// End a session. Its answers are kept: a client that lost it may still ask. Replies `Done`.
+    EndSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Drop what is kept of an ended session. Replies `Done`; harmless when it is gone.
+    ForgetSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Take everything granted to a session away: raise its epoch. Replies `Session`.
+    FenceSession {
+        /// The session.
+        session: SessionId,
+    },
+    /// Refuse data of an inode written under a grant older than this. Replies `Done`.
+    Fence {
+        /// The inode.
+        ino: Ino,
+        /// The oldest grant that counts.
+        grant: u64,
+    },
+    /// Keep the regions' tree as it is now, read-only, under this name. Replies `Snapshot`;
+    /// `Exists` when the name is taken, `Busy` when there are too many.
+    TakeSnapshot {
+        /// The name.
+        name: Vec<u8>,
+    },
+    /// Drop a snapshot. Replies `Done`; `NotFound`.
+    DropSnapshot {
+        /// Its name.
+        name: Vec<u8>,
+    },
+    /// Drop what no snapshot holds any more among the next `max` old records. Replies `Pruned`.
+    Prune {
+        /// The key that the last step answered, or nothing.
+        from: Vec<u8>,
+        /// Records to look at.
+        max: u32,
+    },
     /// Open a batch of stripe ids; the one before stays open, all earlier ones close. Replies
     /// `Batch`.
     OpenBatch,
@@ -245,4 +306,10 @@ pub enum Reply {
     },
     /// The number of the opened batch.
     Batch(u64),
+    /// A session and its epoch.
+    Session(SessionId, u64),
+    /// A new snapshot.
+    Snapshot(Snapshot),
+    /// Where the next step begins, or nothing when all was looked at.
+    Pruned(Option<Vec<u8>>),
 }

@@ -35,6 +35,10 @@ pub enum Kind {
     Range,
     /// The inode is gone.
     Stale,
+    /// The session's epoch or grant was taken back: what it proposes counts no more.
+    Fenced,
+    /// The tree is a snapshot.
+    ReadOnly,
     /// A bound is reached; try again later.
     Busy,
     /// The deadline passed.
@@ -99,6 +103,8 @@ impl Error {
             Kind::NoAttr => libc::ENODATA,
             Kind::Range => libc::ERANGE,
             Kind::Stale => libc::ESTALE,
+            Kind::Fenced => libc::EIO,
+            Kind::ReadOnly => libc::EROFS,
             Kind::Busy => libc::EAGAIN,
             Kind::TimedOut => libc::ETIMEDOUT,
             Kind::Unsupported => libc::EOPNOTSUPP,

@@ -1,6 +1,6 @@
 //! The seam between front ends (a mount, a tool) and the fabric (daemon, peers, model).
 
-use crate::{Attr, Dirent, Ino, Op, Policy, Reply, Result, SpaceUsage, StripeId};
+use crate::{Attr, Dirent, Ino, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId};
 
 /// Where the bytes of a range are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,6 +94,13 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// `Stale`.
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap>;
+
+    /// The snapshots, oldest first. Their trees are read as the live one is, by inodes of their
+    /// view; the root of each is [`crate::ROOT`] in it.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn snapshots(&self) -> Result<Vec<Snapshot>>;
 
     /// Code and store one stripe of 1 to [`crate::limits::STRIPE_BYTES_MAX`] bytes. A commit that
     /// names it makes it as durable as `policy` says, then visible; without one within ten

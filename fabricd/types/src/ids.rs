@@ -1,9 +1,28 @@
 //! Identifiers. None is ever reused.
 
-/// Inode number. The top 16 bits are reserved for a metadata group, the next 15 for a view
-/// (snapshot); both are zero on one node and the live tree.
+/// Inode number: 10 bits reserved for a metadata group, 10 for a view (0 is the live tree, any
+/// other a snapshot), then 44 bits of number (ADR 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ino(pub u64);
+
+/// Bits of an [`Ino`] that number the inode within its group.
+const INO_BITS: u32 = 44;
+/// Views a mount can tell apart, the live tree among them.
+pub const VIEWS: u64 = 1 << 10;
+
+impl Ino {
+    /// The view it is seen in.
+    #[must_use]
+    pub const fn view(self) -> u64 {
+        self.0 >> INO_BITS & (VIEWS - 1)
+    }
+
+    /// The same inode in another view, below [`VIEWS`].
+    #[must_use]
+    pub const fn in_view(self, view: u64) -> Self {
+        Self(self.0 & !((VIEWS - 1) << INO_BITS) | view << INO_BITS)
+    }
+}
 
 /// The root directory of the regions' tree. 1 is FUSE's own root, where the control tree lives.
 pub const ROOT: Ino = Ino(2);
@@ -32,6 +51,11 @@ impl StripeId {
         self.0 >> COUNTER_BITS
     }
 }
+
+/// One client's time with the fabric: what it holds ends with it. Never reused; 0 is the fabric
+/// itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct SessionId(pub u64);
 
 /// Sequence number of a commit, counted from 1 and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

@@ -9,9 +9,11 @@ mod ids;
 pub mod limits;
 mod policy;
 
-pub use attr::{Attr, Dirent, FileKind, SpaceUsage, Time};
-pub use command::{Command, Cred, ExtentPut, Op, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode};
+pub use attr::{Attr, Dirent, FileKind, Snapshot, SpaceUsage, Time};
+pub use command::{
+    Command, Cred, ExtentPut, Op, Origin, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode,
+};
 pub use error::{Error, Kind, Result};
 pub use fabric::{Extent, ExtentMap, Fabric, Source};
-pub use ids::{Ino, ROOT, Seq, StripeId};
+pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use policy::{Class, Geometry, Policy};

@@ -28,3 +28,8 @@ pub const EXTENTS_MAX: usize = 4096;
 /// Extended attributes of one inode: far above what programs set, and a listing stays below the
 /// VFS's 64 KiB with common names.
 pub const XATTRS_MAX: usize = 1024;
+/// Answers kept for one session that its client has not said it has: its requests in flight are
+/// far fewer.
+pub const ANSWERS_MAX: u64 = 4096;
+/// Sequence numbers stay below it, so that the first byte of one as a key is 0.
+pub const SEQ_MAX: u64 = 1 << 56;

@@ -6,7 +6,7 @@ use super::{check_name, put_entry, touch_dir};
 use crate::acl::{self, Acl};
 use crate::apply::Txn;
 use crate::record::Inode;
-use crate::{Tables, keys, read};
+use crate::{Tables, read};
 
 /// Inode numbers are the creating commit's, above the ones front ends keep for themselves.
 const INO_BASE: u64 = 16;
@@ -58,7 +58,7 @@ pub(crate) fn create<T: Tables>(
     touch_dir(txn, parent, i32::from(is_dir))?;
     txn.state.inodes += 1;
     for (name, value) in inherited {
-        txn.tables.put(keys::xattr(ino, name), value);
+        txn.put_xattr(ino, name, &value);
     }
     let birth = txn.seq();
     Ok(txn.put_inode(Inode { birth, attr, target: new.target.to_vec() }))
@@ -72,7 +72,7 @@ fn inherit<T: Tables>(txn: &Txn<'_, T>, parent: Ino, new: &New<'_>) -> Result<(u
     let mode = new.mode & 0o7777;
     let default = match new.kind {
         FileKind::Symlink => None,
-        _ => txn.tables.get(&keys::xattr(parent, acl::DEFAULT))?,
+        _ => read::own_xattr(&txn.tables, parent, acl::DEFAULT)?,
     };
     let Some(default) = default else { return Ok((mode & !new.umask, Vec::new())) };
     let mut list = Acl::decode(&default)?;

@@ -25,7 +25,7 @@ use crate::{Tables, keys, read};
 /// Positions of listings start above what front ends use for `.` and `..`.
 const COOKIE_STEP: u64 = 16;
 
-fn check_name(name: &[u8]) -> Result<()> {
+pub(crate) fn check_name(name: &[u8]) -> Result<()> {
     if name.len() > limits::NAME_BYTES_MAX {
         return Err(Error::new(Kind::NameTooLong, "name: at most 255 bytes"));
     }
@@ -47,7 +47,8 @@ fn put_entry<T: Tables>(txn: &mut Txn<'_, T>, parent: Ino, name: &[u8], ino: Ino
     let cookie = cookie.unwrap_or_else(|| txn.seq().0 * COOKIE_STEP);
     let dentry = Dentry { birth: txn.seq(), ino, cookie };
     txn.tables.put(keys::dentry(parent, name), dentry.encode());
-    let mut listing = ino.0.to_le_bytes().to_vec();
+    let mut listing = txn.seq().0.to_le_bytes().to_vec();
+    listing.extend_from_slice(&ino.0.to_le_bytes());
     listing.extend_from_slice(name);
     txn.tables.put(keys::listing(parent, cookie), listing);
     txn.tables.put(keys::back_link(ino, parent, name), txn.seq().0.to_le_bytes().to_vec());

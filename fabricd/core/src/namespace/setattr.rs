@@ -3,7 +3,7 @@ use kos_types::{Attr, Error, FileKind, Ino, Kind, Result, SetAttr, TimeChange, l
 use super::create::libc_mode::{GROUP_EXEC, SETGID, SETUID};
 use crate::acl::{self, Acl};
 use crate::apply::Txn;
-use crate::{Tables, extents, keys};
+use crate::{Tables, extents, read, session};
 
 pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr) -> Result<Attr> {
     let mut inode = txn.inode(ino)?;
@@ -17,6 +17,7 @@ pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr)
         if size.size > limits::FILE_BYTES_MAX {
             return Err(Error::new(Kind::TooLarge, "truncate"));
         }
+        session::check_fence(txn, ino, txn.grant)?;
         // Also when it grows: nothing may be mapped beyond the end, but cheap to be sure.
         inode.attr.bytes -= extents::cut(txn, ino, size.size, u64::MAX)?;
         inode.attr.size = size.size;
@@ -37,11 +38,11 @@ pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr)
         attr.mode = mode & 0o7777;
     }
     if set.mode.is_some()
-        && let Some(value) = txn.tables.get(&keys::xattr(ino, acl::ACCESS))?
+        && let Some(value) = read::own_xattr(&txn.tables, ino, acl::ACCESS)?
     {
         let mut list = Acl::decode(&value)?;
         list.chmod(attr.mode);
-        txn.tables.put(keys::xattr(ino, acl::ACCESS), list.encode());
+        txn.put_xattr(ino, acl::ACCESS, &list.encode());
     }
     let time = |change: TimeChange| match change {
         TimeChange::Now => now,

@@ -47,6 +47,7 @@ pub(crate) fn reap<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino) -> Result<()> {
             txn.tables.delete(key);
         }
     }
+    txn.tables.delete(keys::fence(ino));
     txn.tables.delete(keys::orphan(ino));
     txn.tables.delete(keys::inode(ino));
     txn.state.inodes -= 1;

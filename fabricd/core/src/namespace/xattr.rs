@@ -42,7 +42,7 @@ pub(crate) fn set_xattr<T: Tables>(
             }
         }
     }
-    txn.tables.put(key, value.to_vec());
+    txn.put_xattr(ino, name, value);
     txn.put_inode(inode);
     Ok(())
 }

@@ -2,8 +2,8 @@
 
 use kos_core::{Effect, MemTables, apply, initialise};
 use kos_types::{
-    Attr, Command, Cred, ExtentPut, FileKind, Ino, Op, Policy, RenameMode, Reply, Result, StripeId, Time,
-    XattrMode,
+    Attr, Command, Cred, ExtentPut, FileKind, Ino, Op, Origin, Policy, RenameMode, Reply, Result, StripeId,
+    Time, XattrMode,
 };
 
 #[derive(Debug)]
@@ -22,8 +22,12 @@ impl Fs {
     }
 
     pub(crate) fn run(&mut self, op: Op) -> Result<Reply> {
+        self.run_as(Origin::default(), op)
+    }
+
+    pub(crate) fn run_as(&mut self, origin: Origin, op: Op) -> Result<Reply> {
         self.clock += 1;
-        let applied = apply(&self.tables, &Command { now: Time { secs: self.clock, nanos: 0 }, op })?;
+        let applied = apply(&self.tables, &Command { now: Time { secs: self.clock, nanos: 0 }, origin, op })?;
         self.tables.write(applied.changes);
         self.freed = applied.effects.iter().map(|&Effect::Free(id)| id).collect();
         Ok(applied.reply)

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_core::record::{Dentry, ExtentRecord, Inode, State, Stripe};
+use kos_core::record::{Dentry, ExtentRecord, Inode, SnapshotRecord, State, Stripe};
 use kos_core::{MemTables, keys};
 use kos_types::{FileKind, Ino, ROOT, Seq, StripeId};
 
@@ -21,6 +21,10 @@ struct All {
     orphans: BTreeSet<Ino>,
     with_xattrs: BTreeSet<Ino>,
     births: Vec<Seq>,
+    tombstones: BTreeSet<StripeId>,
+    snapshots: Vec<SnapshotRecord>,
+    /// Old records: when each was born and died, and the stripe it points at.
+    history: Vec<(Seq, Seq, Option<StripeId>)>,
 }
 
 fn le(bytes: &[u8]) -> u64 {
@@ -39,7 +43,7 @@ impl All {
     fn add(&mut self, key: &[u8], value: &[u8]) {
         let (first, second) = (keys::field(key, 1), keys::field(key, 9));
         let ino = Ino(first);
-        if b"IDPES".contains(&key[0]) {
+        if b"IDLPEXS".contains(&key[0]) {
             self.births.push(Seq(le(value)));
         }
         match key[0] {
@@ -48,7 +52,7 @@ impl All {
             b'D' => {
                 self.dentries.insert((ino, key[9..].into()), Dentry::decode(value).expect("dentry"));
             }
-            b'L' => drop(self.listings.insert((ino, second), (Ino(le(value)), value[8..].into()))),
+            b'L' => drop(self.listings.insert((ino, second), (Ino(le(&value[8..])), value[16..].into()))),
             b'P' => drop(self.back_links.insert((ino, Ino(second), key[17..].into()))),
             b'E' => {
                 self.extents.insert((ino, second), ExtentRecord::decode(value).expect("extent"));
@@ -59,12 +63,25 @@ impl All {
             }
             b'O' => drop(self.orphans.insert(ino)),
             b'X' => drop(self.with_xattrs.insert(ino)),
+            b'T' => drop(self.tombstones.insert(StripeId(first))),
+            b'V' => self.snapshots.push(SnapshotRecord::decode(value).expect("snapshot")),
+            b'H' => {
+                let extent = (key[1] == b'E').then(|| ExtentRecord::decode(value).expect("old extent"));
+                let (birth, death) = (Seq(le(value)), keys::death(key));
+                self.history.push((birth, death, extent.map(|extent| extent.stripe)));
+            }
+            b'C' | b'K' | b'F' => (),
             other => panic!("unknown table {other}"),
         }
     }
 
     fn counters(&self) {
         assert_eq!(self.state.inodes, self.inodes.len() as u64, "State.inodes");
+        let last = self.snapshots.iter().map(|snapshot| snapshot.seq).max();
+        assert_eq!(self.state.snapshot, last, "State.snapshot");
+        for (birth, death, _) in &self.history {
+            assert!(birth < death && *death <= self.state.seq, "an old record of {birth:?} to {death:?}");
+        }
         let newest = self.births.iter().max().expect("the root at least");
         assert!(*newest <= self.state.seq, "a record of {newest:?} in {:?}", self.state.seq);
         let nameless: BTreeSet<Ino> =
@@ -123,15 +140,30 @@ impl All {
             assert!(*end <= inode.attr.size, "{ino:?}: {extent:?} at {off}, size {}", inode.attr.size);
             *refs.entry(extent.stripe).or_default() += 1;
         }
+        for (.., stripe) in &self.history {
+            if let Some(stripe) = stripe {
+                *refs.entry(*stripe).or_default() += 1;
+            }
+        }
         for (ino, inode) in &self.inodes {
             assert_eq!(inode.attr.bytes, mapped.get(ino).map_or(0, |m| m.1), "bytes of {ino:?}");
         }
         let counted: BTreeMap<StripeId, u32> = self.stripes.iter().map(|(&id, s)| (id, s.refs)).collect();
         assert_eq!(counted, refs, "references of stripes");
+        assert!(self.tombstones.iter().all(|id| !self.stripes.contains_key(id)), "a tombstone of the living");
         let mut dead: Vec<StripeId> = self.garbage.keys().map(|&(id, _)| id).collect();
         assert!(dead.iter().all(|id| !self.stripes.contains_key(id)), "a stripe is dead and alive");
         dead.dedup();
         assert_eq!(dead.len(), self.garbage.len(), "a stripe died twice");
+    }
+}
+
+/// Panics when the history holds what no snapshot does: after it was pruned.
+pub(crate) fn check_pruned(tables: &MemTables) {
+    let all = All::of(tables);
+    for (birth, death, _) in &all.history {
+        let held = all.snapshots.iter().any(|s| *birth <= s.seq && s.seq < *death);
+        assert!(held, "a record of {birth:?} to {death:?} is held by nobody");
     }
 }
 

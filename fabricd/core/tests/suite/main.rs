@@ -11,4 +11,6 @@ mod ops;
 mod overlay;
 mod policy;
 mod rng;
+mod sessions;
+mod snapshots;
 mod spec;

@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_core::{Applied, Effect, MemTables, apply, initialise, read};
-use kos_types::{Command, Error, FileKind, Ino, Kind, ROOT, Reply, Source, StripeId, Time};
+use kos_core::{Applied, AsOf, Effect, MemTables, Tables, apply, initialise, read};
+use kos_types::{Command, Error, FileKind, Ino, Kind, Op, Origin, ROOT, Reply, Source, StripeId, Time};
 
 use crate::ops::Ops;
 use crate::spec::Spec;
@@ -34,7 +34,7 @@ fn side_by_side(seed: u64, seen: &mut Seen) {
     let mut spec = Spec::new(read::inode(&tables, ROOT).expect("root").attr);
     let mut ops = Ops::new(seed);
     for step in 0..STEPS {
-        let command = Command { now: ops.time(), op: ops.next(&spec) };
+        let command = Command { now: ops.time(), origin: Origin::default(), op: ops.next(&spec) };
         let what = format!("seed {seed}, step {step}: {command:?}");
         let applied = apply(&tables, &command);
         same_again(&tables, &command, &applied);
@@ -49,6 +49,9 @@ fn side_by_side(seed: u64, seen: &mut Seen) {
             ops.created(fresh);
             in_force(&mut tables, applied, &spec.freed, &what);
             invariants::check(&tables);
+            if matches!(command.op, Op::Prune { .. }) {
+                invariants::check_pruned(&tables);
+            }
         }
         if step % 10 == 9 {
             same_state(&tables, &spec, &what);
@@ -94,6 +97,27 @@ fn count(seen: &mut Seen, command: &Command, error: Option<Kind>) {
 fn same_state(tables: &MemTables, spec: &Spec, what: &str) {
     let state = read::state(tables).expect("state");
     assert_eq!((state.batch, state.inodes), (spec.batch, spec.nodes.len() as u64), "{what}");
+    same_tree(tables, spec, what);
+    for &view in spec.snapshots.keys() {
+        let what = format!("{what}, view {view}");
+        same_tree(
+            &AsOf::seen_by(tables, ROOT.in_view(view)).expect("a snapshot"),
+            &spec.seen_in(view),
+            &what,
+        );
+    }
+    let shown = kos_core::snapshots(tables).expect("snapshots").into_iter();
+    assert!(
+        shown.map(|s| (s.view, s.name)).eq(spec.snapshots.iter().map(|(&v, s)| (v, s.0.clone()))),
+        "{what}"
+    );
+    let dead = read::garbage(tables, u64::MAX, usize::MAX).expect("garbage");
+    assert!(dead.iter().map(|dead| (dead.0, dead.1)).eq(spec.garbage.iter().copied()), "{what}");
+    let orphans = spec.nodes.keys().copied().filter(|&ino| spec.nlink(ino) == 0);
+    assert!(read::orphans(tables).expect("orphans").into_iter().eq(orphans), "{what}");
+}
+
+fn same_tree<T: Tables>(tables: &T, spec: &Spec, what: &str) {
     for (&ino, node) in &spec.nodes {
         let attr = read::inode(tables, ino).expect("inode").attr;
         assert_eq!(Ok(&attr), spec.stat(ino).as_ref(), "{what}");
@@ -107,13 +131,9 @@ fn same_state(tables: &MemTables, spec: &Spec, what: &str) {
             _ => (),
         }
     }
-    let dead = read::garbage(tables, u64::MAX, usize::MAX).expect("garbage");
-    assert!(dead.iter().map(|dead| (dead.0, dead.1)).eq(spec.garbage.iter().copied()), "{what}");
-    let orphans = spec.nodes.keys().copied().filter(|&ino| spec.nlink(ino) == 0);
-    assert!(read::orphans(tables).expect("orphans").into_iter().eq(orphans), "{what}");
 }
 
-fn same_names(tables: &MemTables, spec: &Spec, ino: Ino, what: &str) {
+fn same_names<T: Tables>(tables: &T, spec: &Spec, ino: Ino, what: &str) {
     let listed = read::list(tables, ino, 0, usize::MAX).expect("list");
     assert!(listed.is_sorted_by(|a, b| a.cookie < b.cookie), "{what}");
     let names: Vec<_> = listed.into_iter().map(|entry| (entry.name, entry.attr.ino)).collect();
@@ -126,7 +146,7 @@ fn same_names(tables: &MemTables, spec: &Spec, ino: Ino, what: &str) {
     }
 }
 
-fn same_bytes(tables: &MemTables, spec: &Spec, ino: Ino, what: &str) {
+fn same_bytes<T: Tables>(tables: &T, spec: &Spec, ino: Ino, what: &str) {
     let map = read::extents(tables, ino, 0, u64::MAX).expect("extents");
     let (mut bytes, mut at) = (BTreeMap::new(), 0);
     for extent in map.extents {
@@ -143,7 +163,7 @@ fn same_bytes(tables: &MemTables, spec: &Spec, ino: Ino, what: &str) {
 /// A comparison of commands that all fail says nothing.
 fn everything_happened(seen: &Seen) {
     let usual = "Create Link Unlink Rmdir Rename SetAttr SetXattr RemoveXattr Commit Punch Clone Reap \
-                 OpenBatch Collected";
+                 OpenBatch Collected TakeSnapshot DropSnapshot Prune";
     let errors = "Create:Exists,NotDir,NotFound,Stale,Invalid,NameTooLong Link:NotPermitted,NotFound,Exists,Stale \
                   Unlink:IsDir,NotFound,NotDir Rmdir:NotEmpty,NotDir,NotFound \
                   Rename:Exists,NotFound,Invalid,IsDir,NotDir,NotEmpty,Stale SetAttr:IsDir,Invalid,TooLarge,Stale \

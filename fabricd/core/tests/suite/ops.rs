@@ -42,11 +42,13 @@ pub(crate) struct Ops {
     inos: Vec<Ino>,
     /// Stripes of the id batches so far.
     counter: u64,
+    /// A snapshot was dropped.
+    prune: bool,
 }
 
 impl Ops {
     pub(crate) fn new(seed: u64) -> Self {
-        Self { rng: Rng::new(seed), inos: vec![ROOT], counter: 0 }
+        Self { rng: Rng::new(seed), inos: vec![ROOT], counter: 0, prune: false }
     }
 
     pub(crate) fn created(&mut self, ino: Ino) {
@@ -59,6 +61,9 @@ impl Ops {
     }
 
     pub(crate) fn next(&mut self, spec: &Spec) -> Op {
+        if std::mem::take(&mut self.prune) {
+            return Op::Prune { from: Vec::new(), max: u32::MAX };
+        }
         match self.rng.within(0..100) {
             0..22 => self.create(spec),
             22..27 => Op::Link { ino: self.any(spec), parent: self.dir(spec), name: self.name() },
@@ -80,10 +85,23 @@ impl Ops {
             64..83 => self.commit(spec),
             83..87 => Op::Punch { ino: self.file(spec), off: self.offset(), len: self.rng.within(0..30) },
             87..93 => self.copy(spec),
-            93..96 => Op::Reap { ino: self.orphan(spec) },
-            96..98 => Op::OpenBatch,
+            93..95 => Op::Reap { ino: self.orphan(spec) },
+            95 => Op::OpenBatch,
+            96..98 => self.snapshot(spec),
             _ => self.collected(spec),
         }
+    }
+
+    /// Few at a time, or everything is kept for ever.
+    fn snapshot(&mut self, spec: &Spec) -> Op {
+        self.prune = spec.snapshots.len() > 2 || self.rng.one_in(3);
+        if self.prune {
+            let names: Vec<&Vec<u8>> = spec.snapshots.values().map(|(name, _)| name).collect();
+            let wrong = self.rng.one_in(10);
+            let known = self.rng.pick(&names).filter(|_| !wrong).map(|name| (*name).clone());
+            return Op::DropSnapshot { name: known.unwrap_or_else(|| self.name()) };
+        }
+        Op::TakeSnapshot { name: self.name() }
     }
 
     fn of<T: Copy>(&mut self, from: &[T]) -> T {

@@ -26,9 +26,10 @@ impl Spec {
             if id.batch() + 1 < self.batch || id.batch() > self.batch {
                 return Err(Kind::Stale);
             }
-            if self.stripes.insert(id, len).is_some() {
+            if !self.ever.insert(id) {
                 return Err(Kind::Invalid);
             }
+            self.stripes.insert(id, len);
             unnamed.insert(id);
         }
         for &(off, len) in holes {
@@ -110,10 +111,11 @@ impl Spec {
         self.stat(ino)
     }
 
-    /// Stripes no byte is in are dead, but for those a commit has yet to name.
+    /// Stripes no byte is in, now or in a snapshot, are dead, but for those a commit has yet to name.
     pub(super) fn bury(&mut self, unnamed: &BTreeSet<StripeId>) {
+        let past = self.snapshots.values().flat_map(|(_, nodes)| nodes.values());
         let used: BTreeSet<StripeId> =
-            self.nodes.values().flat_map(|node| node.data.values()).map(|byte| byte.0).collect();
+            self.nodes.values().chain(past).flat_map(|node| node.data.values()).map(|byte| byte.0).collect();
         let since = self.now.secs.max(0).cast_unsigned();
         let dead: Vec<StripeId> =
             self.stripes.keys().filter(|id| !used.contains(id) && !unnamed.contains(id)).copied().collect();

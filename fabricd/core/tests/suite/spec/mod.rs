@@ -7,7 +7,7 @@ mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_types::{Attr, Command, FileKind, Ino, Kind, Op, ROOT, Reply, StripeId, Time};
+use kos_types::{Attr, Command, FileKind, Ino, Kind, Op, ROOT, Reply, Snapshot, StripeId, Time};
 
 /// An error is its kind.
 pub(crate) type Result<T> = std::result::Result<T, Kind>;
@@ -33,6 +33,11 @@ pub(crate) struct Spec {
     pub(crate) garbage: BTreeSet<(u64, StripeId)>,
     /// Stripes that died in the last command.
     pub(crate) freed: BTreeSet<StripeId>,
+    /// Ids that were ever committed.
+    pub(crate) ever: BTreeSet<StripeId>,
+    /// Snapshots by their views: name, and the nodes as they were.
+    pub(crate) snapshots: BTreeMap<u64, (Vec<u8>, BTreeMap<Ino, Node>)>,
+    views: u64,
     pub(crate) batch: u64,
     now: Time,
 }
@@ -41,7 +46,8 @@ impl Spec {
     pub(crate) fn new(root: Attr) -> Self {
         let (stripes, garbage, freed) = (BTreeMap::new(), BTreeSet::new(), BTreeSet::new());
         let nodes = BTreeMap::from([(ROOT, Node::new(root, &[]))]);
-        Self { nodes, stripes, garbage, freed, batch: 0, now: Time::default() }
+        let (ever, snapshots) = (BTreeSet::new(), BTreeMap::new());
+        Self { nodes, stripes, garbage, freed, ever, snapshots, views: 0, batch: 0, now: Time::default() }
     }
 
     /// `fresh` is the number of an inode that this command creates.
@@ -80,6 +86,32 @@ impl Spec {
                 }
                 Ok(Reply::Done)
             }
+            Op::TakeSnapshot { name } => {
+                names::check_name(name)?;
+                if self.snapshots.values().any(|(taken, _)| taken == name) {
+                    return Err(Kind::Exists);
+                }
+                self.views += 1;
+                self.snapshots.insert(self.views, (name.clone(), self.nodes.clone()));
+                let snapshot = Snapshot { name: name.clone(), view: self.views, taken: self.now };
+                Ok(Reply::Snapshot(snapshot))
+            }
+            Op::DropSnapshot { name } => {
+                let view = self.snapshots.iter().find(|(_, (taken, _))| taken == name);
+                let view = *view.ok_or(Kind::NotFound)?.0;
+                self.snapshots.remove(&view);
+                Ok(Reply::Done)
+            }
+            // All of it: the commands ask for no less after a snapshot is dropped.
+            Op::Prune { .. } => {
+                self.bury(&BTreeSet::new());
+                Ok(Reply::Pruned(None))
+            }
+            Op::OpenSession
+            | Op::EndSession { .. }
+            | Op::ForgetSession { .. }
+            | Op::FenceSession { .. }
+            | Op::Fence { .. } => panic!("sessions have tests of their own"),
             Op::OpenBatch => {
                 self.batch += 1;
                 Ok(Reply::Batch(self.batch))
@@ -89,6 +121,11 @@ impl Spec {
                 Ok(Reply::Done)
             }
         }
+    }
+
+    /// As the snapshot shows it.
+    pub(crate) fn seen_in(&self, view: u64) -> Self {
+        Self { nodes: self.snapshots[&view].1.clone(), ..self.clone() }
     }
 
     fn node(&self, ino: Ino) -> Result<&Node> {

@@ -4,7 +4,7 @@ use kos_types::{Attr, FileKind, Ino, Kind, Op, RenameMode, Reply};
 
 use super::{Node, Result, Spec};
 
-fn check_name(name: &[u8]) -> Result<()> {
+pub(super) fn check_name(name: &[u8]) -> Result<()> {
     match name {
         b"" | b"." | b".." => Err(Kind::Invalid),
         long if long.len() > 255 => Err(Kind::NameTooLong),
