@@ -30,6 +30,8 @@ TEST_DEPS += rsync# round trips with links, ACLs and xattrs
 TEST_DEPS += fio# verified random overwrites
 TEST_DEPS += stress-ng# filesystem stressors
 TEST_DEPS += git# clone, gc, fsck
+# For the long suites only: it is large, and brings a server of its own
+SOAK_DEPS += postgresql# initdb, pgbench, recovery and checksums
 
 STEP := tools/step.sh
 
@@ -78,7 +80,8 @@ test: test-deps toolchain
 	else echo "== suites: not built yet (tests/suites/run.sh)"; fi
 	@$(STEP) end
 
-soak: test-deps build
+soak: build
+	@tools/deps.sh $(TEST_DEPS) $(SOAK_DEPS)
 	@if [ -x tests/suites/run.sh ]; then $(STEP) soak tests/suites/run.sh --long; \
 	else echo "make: the long suites are not built yet (tests/suites/run.sh)" >&2; exit 1; fi
 
