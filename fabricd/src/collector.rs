@@ -1,8 +1,8 @@
 //! The background work of a node: dead stripes are freed, stripes nobody commits are dropped.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::{Arc, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -34,7 +34,9 @@ impl Collector {
                 if let Err(e) = prune(&inner) {
                     eprintln!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
                 }
-                if let Err(e) = collect(&inner) {
+                // A clock before 1970 collects nothing until it is set.
+                let before = u64::try_from(now().secs).unwrap_or(0);
+                if let Err(e) = collect(&inner, before) {
                     eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
                 }
             }
@@ -75,9 +77,9 @@ fn prune(inner: &Inner) -> Result<()> {
     }
 }
 
-fn collect(inner: &Inner) -> Result<()> {
-    // A clock before 1970 collects nothing until it is set.
-    let Ok(before) = u64::try_from(now().secs) else { return Ok(()) };
+/// Free what died before that second.
+pub(crate) fn collect(inner: &Inner, before: u64) -> Result<()> {
+    let _one_at_a_time = inner.collecting.lock().unwrap_or_else(PoisonError::into_inner);
     loop {
         let dead = read::garbage(&*inner.db, before, STRIPES_MAX)?;
         if dead.is_empty() {

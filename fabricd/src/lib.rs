@@ -4,6 +4,7 @@
 mod cache;
 mod collector;
 mod db;
+mod events;
 mod group;
 mod node;
 mod shards;
@@ -11,5 +12,7 @@ mod status;
 mod stripes;
 mod tiers;
 
+pub use events::Events;
 pub use node::{Node, Options};
 pub use status::{Counters, MountStatus, NodeStatus, Status};
+pub use tiers::PlaceUsage;

@@ -1,5 +1,7 @@
 //! The daemon: an embedded node and its mount in one process. `kos up` starts it.
 
+mod ctl;
+mod machine;
 mod view;
 
 use std::path::{Path, PathBuf};
@@ -76,6 +78,8 @@ fn run(args: &Args) -> Result<()> {
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
     let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
+    let version = env!("CARGO_PKG_VERSION");
+    node.events().add("start", &format!("fabricd {version}, pid {}", std::process::id()));
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
     let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
@@ -97,6 +101,7 @@ fn run(args: &Args) -> Result<()> {
         Ok(End::Signal) | Err(_) => mounted.unmount(),
     };
     drop(view);
+    let events = Arc::clone(node.events());
     let closed = match Arc::into_inner(node) {
         Some(node) => node.close(),
         None => Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
@@ -106,7 +111,7 @@ fn run(args: &Args) -> Result<()> {
     closed?;
     // Its absence says that the end was clean.
     std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
-    eprintln!("fabricd: {} is unmounted, all data is on disk", args.mount.display());
+    events.add("stop", &format!("{} is unmounted, all data is on disk", args.mount.display()));
     Ok(())
 }
 
@@ -115,8 +120,15 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
     publish(&state.join("status.json"), &view.status())?;
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     publish(&state.join(RUN), &Run { pid: std::process::id(), mount, started })?;
-    eprintln!("fabricd: {} is mounted", mount.display());
+    let events = view.node.events();
+    events.add("mount", &format!("{} is mounted", mount.display()));
+    let mut health = "ok\n".to_owned();
     loop {
+        let now = view.health_text();
+        if now != health {
+            events.add("health", now.trim_end());
+            health = now;
+        }
         match ended.recv_timeout(STATUS_PERIOD) {
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {

@@ -12,13 +12,14 @@ use kos_types::{
     SpaceUsage, StripeId, Time,
 };
 
-use crate::collector::Collector;
+use crate::collector::{self, Collector};
 use crate::db::{self, Db};
+use crate::events::Events;
 use crate::group::Group;
 use crate::shards;
 use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
-use crate::tiers::{RamDir, Tiers};
+use crate::tiers::{PlaceUsage, RamDir, Tiers};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -47,6 +48,9 @@ pub(crate) struct Inner {
     pub(crate) db: Arc<Db>,
     pub(crate) stripes: Stripes,
     pub(crate) counters: Arc<Counters>,
+    events: Arc<Events>,
+    /// Held by whoever collects garbage.
+    pub(crate) collecting: Mutex<()>,
     /// Held by whoever applies a command.
     committer: Mutex<()>,
     sync: Group,
@@ -86,6 +90,7 @@ impl Node {
             return Err(Error::new(Kind::Invalid, "open: no state directory"));
         };
         std::fs::create_dir_all(first).map_err(|e| Error::io("open: state directory", &e))?;
+        let events = Arc::new(Events::open(&first.join("log/events"))?);
         let db = Arc::new(Db::open(&first.join("meta"))?);
         if kos_core::Tables::get(&*db, kos_core::keys::STATE)?.is_none() {
             // Without the index every shard would count as garbage.
@@ -106,7 +111,7 @@ impl Node {
             let lost: Vec<_> =
                 index.extract_if(.., |(_, spot)| spot.ram).map(|(key, _)| (key, None)).collect();
             if !lost.is_empty() {
-                eprintln!("fabricd: {} shards in memory did not survive a reboot", lost.len());
+                events.add("lost", &format!("{} shards in memory did not survive a reboot", lost.len()));
                 db.write(lost)?;
                 db.sync()?;
             }
@@ -115,9 +120,11 @@ impl Node {
         let tiers = Tiers::open(&options.places(), ram, &live)?;
         let counters = Arc::new(Counters::default());
         let inner = Inner {
-            stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters)),
+            stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
             db,
             counters,
+            events,
+            collecting: Mutex::default(),
             committer: Mutex::default(),
             sync: Group::default(),
             ids: Ids::new(0),
@@ -135,6 +142,26 @@ impl Node {
     #[must_use]
     pub fn counters(&self) -> &Counters {
         &self.inner.counters
+    }
+
+    /// The list of what happened, also before the start.
+    #[must_use]
+    pub fn events(&self) -> &Arc<Events> {
+        &self.inner.events
+    }
+
+    /// Free all dead stripes now, also those that a clock set back holds up.
+    ///
+    /// # Errors
+    /// `Io`; the next round in the background tries again.
+    pub fn collect(&self) -> Result<()> {
+        collector::collect(&self.inner, u64::MAX)
+    }
+
+    /// The places of the disk tier.
+    #[must_use]
+    pub fn places(&self) -> Vec<PlaceUsage> {
+        self.inner.stripes.tiers().places()
     }
 
     /// Places that take no more writes until a restart.
@@ -292,6 +319,10 @@ impl Fabric for Node {
 
     fn sync(&self) -> Result<()> {
         self.inner.sync()
+    }
+
+    fn report(&self, kind: &'static str, text: &str) {
+        self.inner.events.add(kind, text);
     }
 
     fn usage(&self) -> Result<SpaceUsage> {

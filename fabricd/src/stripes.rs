@@ -11,6 +11,7 @@ use kos_types::{Class, Error, Geometry, Kind, Policy, Result, StripeId};
 
 use crate::cache::Cache;
 use crate::db::Db;
+use crate::events::Events;
 use crate::shards::{self, Shards};
 use crate::status::Counters;
 use crate::tiers::{Spot, Tiers};
@@ -39,6 +40,7 @@ pub(crate) struct Stripes {
     /// shard must not be put back while its stripe goes.
     repairing: Mutex<HashSet<StripeId>>,
     counters: Arc<Counters>,
+    events: Arc<Events>,
 }
 
 /// Changes of the shards' index, to be written with the metadata they belong to.
@@ -52,7 +54,7 @@ pub(crate) struct Settled {
 }
 
 impl Stripes {
-    pub(crate) fn new(tiers: Tiers, db: Arc<Db>, counters: Arc<Counters>) -> Self {
+    pub(crate) fn new(tiers: Tiers, db: Arc<Db>, counters: Arc<Counters>, events: Arc<Events>) -> Self {
         Self {
             shards: Shards::new(tiers, Arc::clone(&db)),
             db,
@@ -60,6 +62,7 @@ impl Stripes {
             pending: Mutex::default(),
             repairing: Mutex::default(),
             counters,
+            events,
         }
     }
 
@@ -229,7 +232,8 @@ impl Stripes {
         if let Err(e) = stripe::reconstruct(geometry, &mut payloads) {
             self.alive(id)?;
             self.counters.stripes_lost.fetch_add(1, Ordering::Relaxed);
-            eprintln!("fabricd: stripe {:#x} is lost, reads of it fail: {e}; shards {bad:?}", id.0);
+            let what = format!("stripe {:#x} is lost, reads of it fail: {e}; shards {bad:?}", id.0);
+            self.events.add("lost", &what);
             return Err(Error::new(Kind::Io, "read: more shards lost than parity covers"));
         }
         let mut rest = out;
@@ -247,11 +251,10 @@ impl Stripes {
                 let Some(payload) = payloads.get(usize::from(index)).and_then(Option::as_ref) else {
                     continue;
                 };
+                let what = format!("stripe {:#x} shard {index}: {error}", id.0);
                 match self.repair(id, index, record, payload) {
-                    Ok(()) => eprintln!("fabricd: stripe {:#x} shard {index}: {error}; repaired", id.0),
-                    Err(e) => {
-                        eprintln!("fabricd: stripe {:#x} shard {index}: {error}; repair failed: {e}", id.0)
-                    }
+                    Ok(()) => self.events.add("repaired", &format!("{what}; repaired")),
+                    Err(e) => self.events.add("unrepaired", &format!("{what}; repair failed: {e}")),
                 }
             }
             self.repairing().remove(&id);

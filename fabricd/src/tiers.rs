@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use kos_store::{Location, Store, Usage};
+use kos_store::{Location, PlaceStatus, Store, Usage};
 use kos_types::{Class, Error, Kind, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -91,6 +91,17 @@ fn is_mounted(dir: &Path) -> Result<bool> {
     Ok(dev(dir)? != dev(&dir.join(".."))?)
 }
 
+/// One directory of the disk tier.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PlaceUsage {
+    /// Its path.
+    pub dir: PathBuf,
+    /// Why it takes no shards.
+    pub failed: Option<Error>,
+    /// Bytes of the shards in it.
+    pub bytes_shards: u64,
+}
+
 /// The stores of one node.
 pub(crate) struct Tiers {
     disk: Store,
@@ -162,6 +173,17 @@ impl Tiers {
         let Some((_, store)) = &self.ram else { return Ok((0, 0)) };
         let usage = store.usage()?;
         Ok((usage.bytes_total - usage.bytes_free, usage.bytes_total))
+    }
+
+    /// What each directory of the disk tier holds.
+    pub(crate) fn places(&self) -> Vec<PlaceUsage> {
+        let live = |place| self.disk.segments(place).map_or(0, |all| all.iter().map(|s| s.bytes_live).sum());
+        let usage = |(place, status): (usize, PlaceStatus)| PlaceUsage {
+            dir: status.dir,
+            failed: status.failed,
+            bytes_shards: live(place),
+        };
+        self.disk.places().into_iter().enumerate().map(usage).collect()
     }
 
     /// Places that take no more writes.

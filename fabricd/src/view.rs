@@ -8,6 +8,8 @@ use fabricd::{MountStatus, Node, NodeStatus, Status};
 use kos_fuse::ControlFile;
 use kos_types::{Fabric, Result};
 
+use crate::{ctl, machine};
+
 /// The daemon as its users see it.
 pub(crate) struct View {
     pub(crate) node: Arc<Node>,
@@ -48,7 +50,7 @@ impl View {
         if self.node.places_failed() == 0 { "ok" } else { "degraded" }
     }
 
-    fn health_text(&self) -> String {
+    pub(crate) fn health_text(&self) -> String {
         match self.node.places_failed() {
             0 => "ok\n".to_owned(),
             failed => format!("degraded: {failed} state directories take no writes; see the log\n"),
@@ -92,15 +94,32 @@ impl View {
     pub(crate) fn control(self: &Arc<Self>) -> Vec<ControlFile> {
         let file = |path: String, make: fn(&Self) -> String| {
             let view = Arc::clone(self);
-            ControlFile { path, read: Box::new(move || make(&view).into_bytes()) }
+            let read = Box::new(move || make(&view).into_bytes());
+            ControlFile { path, read, live: false, write: None }
         };
+        let own = |name: &str| format!("nodes/{}/{name}", host());
+        let events = Arc::clone(self.node.events());
+        let events = Box::new(move || events.text());
+        let view = Arc::clone(self);
+        let ctl =
+            Box::new(move |bytes: &[u8], sync: &dyn Fn() -> Result<()>| ctl::run(&view.node, bytes, sync));
         vec![
             file("sys/health".into(), Self::health_text),
             file("sys/version".into(), |_| format!("kosfs {}\n", env!("CARGO_PKG_VERSION"))),
             file("sys/config".into(), Self::config),
             file("sys/metrics".into(), Self::metrics),
             file("sys/usage".into(), |view| view.usage().unwrap_or_else(|e| format!("error {e}\n"))),
-            file(format!("nodes/{}/status", host()), Self::node_status),
+            ControlFile { path: "sys/events".into(), read: events, live: true, write: None },
+            file(own("status"), Self::node_status),
+            file(own("cpu"), |_| machine::cpu()),
+            file(own("memory"), |view| machine::memory(&view.node)),
+            file(own("disks"), |view| machine::disks(&view.node)),
+            ControlFile {
+                path: own("ctl"),
+                read: Box::new(|| ctl::HELP.as_bytes().to_vec()),
+                live: false,
+                write: Some(ctl),
+            },
         ]
     }
 }

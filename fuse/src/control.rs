@@ -19,7 +19,15 @@ pub struct ControlFile {
     pub path: String,
     /// Its contents now.
     pub read: Box<dyn Fn() -> Vec<u8> + Send + Sync>,
+    /// It grows while it is open; else an open file keeps what it held when it was opened.
+    pub live: bool,
+    /// What a write by root does; without, nobody writes.
+    pub write: Option<WriteControl>,
 }
+
+/// Takes the bytes of one write(2), and a function that makes everything written to the mount
+/// stable.
+pub type WriteControl = Box<dyn Fn(&[u8], &dyn Fn() -> Result<()>) -> Result<()> + Send + Sync>;
 
 impl fmt::Debug for ControlFile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -100,18 +108,25 @@ impl Tree {
         Ok(entries.filter(move |(at, _)| *at > after).map(|(at, (name, ino))| (at, name.as_str(), *ino)))
     }
 
-    /// Contents of a file.
-    pub(crate) fn read(&self, ino: Ino) -> Result<Vec<u8>> {
+    pub(crate) fn file(&self, ino: Ino) -> Result<&ControlFile> {
         match &self.node(ino)?.1 {
-            Node::File(file) => Ok((file.read)()),
+            Node::File(file) => Ok(file),
             Node::Dir(_) => Err(Error::new(Kind::IsDir, "control directory")),
         }
+    }
+
+    /// Contents of a file.
+    pub(crate) fn read(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.file(ino).map(|file| (file.read)())
     }
 
     pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
         let (kind, mode, nlink, size) = match &self.node(ino)?.1 {
             Node::Dir(entries) => (FileKind::Dir, 0o755, 2 + entries.len() as u32, 0),
-            Node::File(file) => (FileKind::File, 0o444, 1, (file.read)().len() as u64),
+            Node::File(file) => {
+                let mode = if file.write.is_some() { 0o600 } else { 0o444 };
+                (FileKind::File, mode, 1, (file.read)().len() as u64)
+            }
         };
         let time = self.mounted;
         Ok(Attr {
@@ -147,7 +162,12 @@ mod tests {
 
     #[test]
     fn paths_become_directories_and_files() {
-        let file = |path: &str| ControlFile { path: path.into(), read: Box::new(|| b"text\n".to_vec()) };
+        let file = |path: &str| ControlFile {
+            path: path.into(),
+            read: Box::new(|| b"text\n".to_vec()),
+            live: false,
+            write: None,
+        };
         let tree =
             Tree::new(vec![file("sys/health"), file("sys/metrics"), file("nodes/a/status")], Time::default());
         let names =

@@ -29,8 +29,8 @@ enum Handle {
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
     },
-    /// Of a control file: its contents when it was opened.
-    Control(Arc<[u8]>),
+    /// Of a control file: its contents when it was opened, unless they grow.
+    Control(Option<Arc<[u8]>>),
 }
 
 /// How the kernel is to treat an open file.
@@ -111,7 +111,10 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr) -> Result<Attr> {
         if control::owns(ino) {
-            return Err(fixed());
+            // What O_TRUNC asks for: a write replaces nothing.
+            let only_size = SetAttr { size: set.size, ..SetAttr::default() };
+            let truncates = set.size.is_some() && set == only_size && self.control.file(ino)?.write.is_some();
+            return if truncates { self.control.attr(ino) } else { Err(fixed()) };
         }
         // The kernel's word for it does not reach us through fuser, so always.
         set.kill_suidgid |= set.size.is_some();
@@ -293,10 +296,11 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn open(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
         if control::owns(ino) {
-            if flags & libc::O_ACCMODE != libc::O_RDONLY {
+            let file = self.control.file(ino)?;
+            if flags & libc::O_ACCMODE != libc::O_RDONLY && file.write.is_none() {
                 return Err(fixed());
             }
-            let contents = self.control.read(ino)?.into();
+            let contents = (!file.live).then(|| (file.read)().into());
             return Ok((self.add_handle(Handle::Control(contents)), Caching::Direct));
         }
         if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
@@ -331,10 +335,11 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, len: usize) -> Result<Vec<u8>> {
         if control::owns(ino) {
-            let handles = lock(&self.handles);
-            let Some(Handle::Control(contents)) = handles.get(&handle) else {
-                return Err(Error::new(Kind::Stale, "read: control file"));
+            let kept = match lock(&self.handles).get(&handle) {
+                Some(Handle::Control(contents)) => contents.clone(),
+                _ => return Err(Error::new(Kind::Stale, "read: control file")),
             };
+            let contents = kept.map_or_else(|| self.control.read(ino).map(Arc::from), Ok)?;
             let from = usize::try_from(off).unwrap_or(usize::MAX).min(contents.len());
             return Ok(contents[from..contents.len().min(from.saturating_add(len))].to_vec());
         }
@@ -343,6 +348,10 @@ impl<F: Fabric> Fs<F> {
 
     /// `kill` clears setuid and setgid: the kernel says so for writers without privilege.
     pub(crate) fn write(&self, ino: Ino, handle: u64, off: u64, data: &[u8], kill: bool) -> Result<()> {
+        if control::owns(ino) {
+            let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
+            return write(data, &|| self.flush_all());
+        }
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
@@ -365,6 +374,9 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn fsync(&self, ino: Ino, handle: u64) -> Result<()> {
+        if control::owns(ino) {
+            return Ok(());
+        }
         let flushed = self.files.flush(ino);
         // Also marks an error of this very flush as told.
         let told = self.tell_error(handle);

@@ -8,5 +8,5 @@ mod fs;
 mod mount;
 mod session;
 
-pub use control::ControlFile;
+pub use control::{ControlFile, WriteControl};
 pub use mount::{MountOptions, Mounted, mount};

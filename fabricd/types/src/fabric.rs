@@ -123,6 +123,12 @@ pub trait Fabric: Send + Sync {
     /// `Io`; the fabric refuses changes from then on.
     fn sync(&self) -> Result<()>;
 
+    /// Keep a line about something that the people who run the node should know of; `kind` is one
+    /// word. A fabric without such a list says it on standard error.
+    fn report(&self, kind: &'static str, text: &str) {
+        eprintln!("kosfs: {kind}: {text}");
+    }
+
     /// Space of the pool.
     ///
     /// # Errors

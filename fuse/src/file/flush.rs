@@ -35,6 +35,7 @@ pub(crate) fn flush<'a, F: Fabric>(
             Ok(policy) => jobs.push(Job { node, taken, policy, _lock: lock }),
             Err(e) => {
                 gone += node.settle(&taken, Err(e.clone()));
+                report(fabric, node, &e);
                 failed.push((node, e));
             }
         }
@@ -47,10 +48,21 @@ pub(crate) fn flush<'a, F: Fabric>(
         for (job, result) in same.into_iter().zip(results) {
             let error = result.as_ref().err().cloned();
             gone += job.node.settle(&job.taken, result);
-            failed.extend(error.map(|e| (job.node, e)));
+            if let Some(e) = error {
+                report(fabric, job.node, &e);
+                failed.push((job.node, e));
+            }
         }
     }
     (gone, failed)
+}
+
+/// Tries go on each second: only the first failure of a row is told.
+fn report<F: Fabric>(fabric: &F, node: &Node, e: &Error) {
+    if node.begins_failing() {
+        let what = format!("inode {}: {e}; its bytes stay in memory and are tried again", node.ino().0);
+        fabric.report("unflushed", &what);
+    }
 }
 
 /// Write and commit files of one policy; an answer for each.

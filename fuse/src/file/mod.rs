@@ -157,8 +157,7 @@ impl<F: Fabric> Files<F> {
                         let nodes = batch.iter().map(|(_, node)| &**node);
                         let (gone, failed) = flush::flush(&*self.fabric, nodes);
                         self.dirty.fetch_sub(gone, Ordering::Relaxed);
-                        for (node, e) in failed {
-                            eprintln!("kos-fuse: flushing inode {}: {e}; kept, tried again", node.ino().0);
+                        for (_, e) in failed {
                             let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
                             if first.is_ok() {
                                 *first = Err(e);
@@ -251,7 +250,7 @@ impl Flusher {
                     let state = node.state();
                     state.since.is_some_and(|since| since.elapsed() >= old) || state.bytes() >= FLUSH_BYTES
                 };
-                // Each error is logged where it happened and kept for the file's descriptors.
+                // Each error is reported where it happened and kept for the file's descriptors.
                 drop(files.flush_those(due));
             }
         };

@@ -28,6 +28,8 @@ pub(crate) struct State {
     /// The last flush error and its number.
     error: Option<Error>,
     errors: u64,
+    /// The last flush failed, and that was reported.
+    failing: bool,
     pub(crate) opens: u32,
     /// It has no name any more and its last user went: nothing is to be written.
     dropped: bool,
@@ -178,6 +180,7 @@ impl Node {
         match result {
             Ok(attr) => {
                 state.flushes += 1;
+                state.failing = false;
                 state.size = state.size.filter(|&size| size > attr.size);
                 state.mtime = state.mtime.filter(|&time| Some(time) != taken.mtime);
                 bytes
@@ -278,6 +281,11 @@ impl Node {
             Some(e) if unseen => Err(e.clone()),
             _ => Ok(()),
         }
+    }
+
+    /// Whether this failure is the first since a flush went well.
+    pub(crate) fn begins_failing(&self) -> bool {
+        !std::mem::replace(&mut self.state().failing, true)
     }
 
     /// Errors so far: a new descriptor has nothing to do with them.
