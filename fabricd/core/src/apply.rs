@@ -1,11 +1,13 @@
 //! One command in, its reply and changes out.
 
+use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time};
 
-use crate::record::{Inode, State};
-use crate::{Changes, Overlay, Tables, extents, history, keys, namespace, session};
+use crate::quota::{Account, Charge};
+use crate::record::{Inode, State, Usage};
+use crate::{Changes, Overlay, Tables, extents, history, keys, namespace, quota, session};
 
 /// What a command did.
 #[derive(Debug)]
@@ -33,6 +35,10 @@ pub(crate) struct Txn<'a, T> {
     /// The grant under which data is written.
     pub(crate) grant: u64,
     pub(crate) effects: Vec<Effect>,
+    /// Charges of trees that moved with all they have.
+    pub(crate) moved: BTreeMap<Account, Charge>,
+    /// Quotas are counted and not enforced.
+    pub(crate) unlimited: bool,
 }
 
 impl<T: Tables> Txn<'_, T> {
@@ -80,7 +86,15 @@ pub fn apply<T: Tables>(tables: &T, command: &Command) -> Result<Applied> {
     };
     state.seq.0 += 1;
     let (now, grant) = (command.now, command.origin.grant);
-    let mut txn = Txn { tables: Overlay::new(tables), state, now, grant, effects: Vec::new() };
+    let mut txn = Txn {
+        tables: Overlay::new(tables),
+        state,
+        now,
+        grant,
+        effects: Vec::new(),
+        moved: BTreeMap::new(),
+        unlimited: false,
+    };
     if let Some(reply) = session::admit(&mut txn, &command.origin)? {
         return Ok(Applied { reply, changes: Changes::new(), effects: Vec::new() });
     }
@@ -88,6 +102,7 @@ pub fn apply<T: Tables>(tables: &T, command: &Command) -> Result<Applied> {
         return Err(Error::new(Kind::ReadOnly, "a snapshot is not changed"));
     }
     let reply = run(&mut txn, &command.op)?;
+    quota::settle(&mut txn)?;
     session::keep(&mut txn, &command.origin, &reply)?;
     history::keep(&mut txn)?;
     let state = txn.state.encode();
@@ -183,7 +198,12 @@ pub fn initialise(now: Time) -> Changes {
         ctime: now,
         btime: now,
     };
-    let root = Inode { birth: Seq(0), attr, target: Vec::new() };
+    let root = Inode { birth: Seq(0), attr, tree: Ino(0), target: Vec::new() };
+    let usage = Usage { inodes: 1, ..Usage::default() };
     let state = State { inodes: 1, ..State::default() };
-    Changes::from([(keys::STATE.to_vec(), Some(state.encode())), (keys::inode(ROOT), Some(root.encode()))])
+    Changes::from([
+        (keys::STATE.to_vec(), Some(state.encode())),
+        (keys::inode(ROOT), Some(root.encode())),
+        (keys::user(root.attr.uid), Some(usage.encode())),
+    ])
 }

@@ -123,6 +123,12 @@ pub fn is_versioned(key: &[u8]) -> bool {
     key.first().is_some_and(|table| b"IDLPEX".contains(table))
 }
 
+/// Whether it is the key of an inode.
+#[must_use]
+pub fn is_inode(key: &[u8]) -> bool {
+    key.first() == Some(&b'I')
+}
+
 /// Whether it is the key of an extent.
 #[must_use]
 pub fn is_extent(key: &[u8]) -> bool {
@@ -162,6 +168,18 @@ pub fn session(id: SessionId) -> Vec<u8> {
 #[must_use]
 pub fn answer(id: SessionId, seq: u64) -> Vec<u8> {
     key(b'K', &[id.0, seq], &[])
+}
+
+/// `Q|user`: a user's usage and quota.
+#[must_use]
+pub fn user(uid: u32) -> Vec<u8> {
+    key(b'Q', &[uid.into()], &[])
+}
+
+/// `U|dir`: usage and quota of a directory tree.
+#[must_use]
+pub fn tree(dir: Ino) -> Vec<u8> {
+    key(b'U', &[dir.0], &[])
 }
 
 /// `F|ino`: the oldest grant that may write.

@@ -10,6 +10,7 @@ mod history;
 pub mod keys;
 mod namespace;
 pub mod policy;
+pub mod quota;
 pub mod read;
 pub mod record;
 mod session;

@@ -67,7 +67,7 @@ pub(crate) fn put_time(out: &mut Vec<u8>, time: Time) {
 }
 
 /// Counts up whenever a record's layout changes: "kos" and a number.
-const FORMAT: u64 = 0x6b6f_7300_0000_0002;
+const FORMAT: u64 = 0x6b6f_7300_0000_0003;
 
 /// The state machine's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -118,6 +118,8 @@ pub struct Inode {
     pub birth: Seq,
     /// What stat shows.
     pub attr: Attr,
+    /// The nearest directory with a quota that it is in, or itself one; 0 for none.
+    pub tree: Ino,
     /// Target of a symbolic link.
     pub target: Vec<u8>,
 }
@@ -151,9 +153,10 @@ impl Inode {
     /// To bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(112 + self.target.len());
+        let mut out = Vec::with_capacity(128 + self.target.len());
         out.extend_from_slice(&self.birth.0.to_le_bytes());
         put_attr(&mut out, &self.attr);
+        out.extend_from_slice(&self.tree.0.to_le_bytes());
         out.extend_from_slice(&self.target);
         out
     }
@@ -164,7 +167,7 @@ impl Inode {
         let mut r = Reader(bytes);
         let birth = Seq(r.u64()?);
         let attr = r.attr(ino)?;
-        Ok(Self { birth, attr, target: r.0.to_vec() })
+        Ok(Self { birth, attr, tree: Ino(r.u64()?), target: r.0.to_vec() })
     }
 }
 
@@ -322,5 +325,49 @@ impl Session {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader(bytes);
         Ok(Self { epoch: r.u64()?, answered: r.u64()?, ended: r.u64()? != 0 })
+    }
+}
+
+/// What a user or a directory tree has, and may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Usage {
+    /// For a tree: the tree around it, or 0.
+    pub parent: Ino,
+    /// Bytes of data mapped, each file counted for itself.
+    pub bytes: u64,
+    /// Inodes, those without a name that are still open among them.
+    pub inodes: u64,
+    /// The most bytes, or `u64::MAX`.
+    pub bytes_max: u64,
+    /// The most inodes, or `u64::MAX`.
+    pub inodes_max: u64,
+}
+
+impl Default for Usage {
+    fn default() -> Self {
+        Self { parent: Ino(0), bytes: 0, inodes: 0, bytes_max: u64::MAX, inodes_max: u64::MAX }
+    }
+}
+
+impl Usage {
+    /// Whether it may not have everything.
+    #[must_use]
+    pub const fn is_limited(&self) -> bool {
+        self.bytes_max < u64::MAX || self.inodes_max < u64::MAX
+    }
+
+    /// To bytes.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        let fields = [self.parent.0, self.bytes, self.inodes, self.bytes_max, self.inodes_max];
+        fields.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    /// # Errors
+    /// `Io` when the bytes are no such record.
+    pub fn decode(bytes: &[u8]) -> Result<Self> {
+        let mut r = Reader(bytes);
+        let (parent, bytes, inodes) = (Ino(r.u64()?), r.u64()?, r.u64()?);
+        Ok(Self { parent, bytes, inodes, bytes_max: r.u64()?, inodes_max: r.u64()? })
     }
 }

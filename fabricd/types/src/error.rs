@@ -37,6 +37,8 @@ pub enum Kind {
     Stale,
     /// The session's epoch or grant was taken back: what it proposes counts no more.
     Fenced,
+    /// The other directory has another quota: to copy and remove does what is meant.
+    CrossDevice,
     /// The tree is a snapshot.
     ReadOnly,
     /// A bound is reached; try again later.
@@ -104,6 +106,7 @@ impl Error {
             Kind::Range => libc::ERANGE,
             Kind::Stale => libc::ESTALE,
             Kind::Fenced => libc::EIO,
+            Kind::CrossDevice => libc::EXDEV,
             Kind::ReadOnly => libc::EROFS,
             Kind::Busy => libc::EAGAIN,
             Kind::TimedOut => libc::ETIMEDOUT,

@@ -57,11 +57,12 @@ pub(crate) fn create<T: Tables>(
     put_entry(txn, parent, name, ino, None);
     touch_dir(txn, parent, i32::from(is_dir))?;
     txn.state.inodes += 1;
+    let tree = dir.tree;
     for (name, value) in inherited {
         txn.put_xattr(ino, name, &value);
     }
     let birth = txn.seq();
-    Ok(txn.put_inode(Inode { birth, attr, target: new.target.to_vec() }))
+    Ok(txn.put_inode(Inode { birth, attr, tree, target: new.target.to_vec() }))
 }
 
 /// An extended attribute's name and value.

@@ -6,13 +6,16 @@ use crate::{Tables, read};
 
 pub(crate) fn link<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
     check_name(name)?;
-    txn.live_dir(parent)?;
+    let dir = txn.live_dir(parent)?;
     let mut inode = txn.inode(ino)?;
     if inode.attr.kind == FileKind::Dir {
         return Err(Error::new(Kind::NotPermitted, "link: a directory"));
     }
     if inode.attr.nlink == 0 {
         return Err(Error::new(Kind::NotFound, "link: removed"));
+    }
+    if inode.tree != dir.tree {
+        return Err(Error::new(Kind::CrossDevice, "link: into a directory of another quota"));
     }
     if inode.attr.nlink >= limits::LINKS_MAX {
         return Err(Error::new(Kind::TooManyLinks, "link"));

@@ -3,7 +3,7 @@ use kos_types::{Error, FileKind, Ino, Kind, ROOT, RenameMode, Reply, Result};
 use super::{check_name, delete_entry, drop_link, entry, put_entry, touch_dir};
 use crate::apply::Txn;
 use crate::record::{Dentry, Inode};
-use crate::{Tables, read};
+use crate::{Tables, quota, read};
 
 /// One side of a rename: the directory and the name in it.
 type Name<'a> = (Ino, &'a Vec<u8>);
@@ -44,6 +44,8 @@ fn replace<T: Tables>(
     (from, source, mut moved): (Name<'_>, Dentry, Inode),
     (to, target): (Name<'_>, Option<(Dentry, Inode)>),
 ) -> Result<Reply> {
+    quota::enter(txn, source.ino, to.0)?;
+    moved.tree = txn.inode(source.ino)?.tree;
     let is_dir = moved.attr.kind == FileKind::Dir;
     let mut subdirs_to = i32::from(is_dir);
     let mut cookie = None;
@@ -81,6 +83,10 @@ fn exchange<T: Tables>(
     if other.attr.kind == FileKind::Dir && is_inside(txn, from.0, target.ino)? {
         return Err(Error::new(Kind::Invalid, "rename: into itself"));
     }
+    quota::enter(txn, source.ino, to.0)?;
+    quota::enter(txn, target.ino, from.0)?;
+    moved.tree = txn.inode(source.ino)?.tree;
+    other.tree = txn.inode(target.ino)?.tree;
     delete_entry(txn, from.0, from.1, source);
     delete_entry(txn, to.0, to.1, target);
     put_entry(txn, from.0, from.1, target.ino, Some(source.cookie));

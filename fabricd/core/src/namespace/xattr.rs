@@ -2,7 +2,7 @@ use kos_types::{Error, Ino, Kind, Result, XattrMode, limits};
 
 use crate::acl::{self, Acl};
 use crate::apply::Txn;
-use crate::{Tables, keys, policy, read};
+use crate::{Tables, keys, policy, quota, read};
 
 pub(crate) fn set_xattr<T: Tables>(
     txn: &mut Txn<'_, T>,
@@ -18,6 +18,9 @@ pub(crate) fn set_xattr<T: Tables>(
         return Err(Error::new(Kind::Range, "xattr: value of more than 64 KiB"));
     }
     policy::check(name, value)?;
+    if !quota::set(txn, ino, name, Some(value))? && name.starts_with(quota::PREFIX) {
+        return Err(Error::new(Kind::Invalid, "trusted.kos.: unknown name"));
+    }
     let mut inode = txn.inode(ino)?;
     let key = keys::xattr(ino, name);
     let exists = txn.tables.get(&key)?.is_some();
@@ -49,6 +52,7 @@ pub(crate) fn set_xattr<T: Tables>(
 
 pub(crate) fn remove_xattr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, name: &[u8]) -> Result<()> {
     read::xattr(&txn.tables, ino, name)?;
+    quota::set(txn, ino, name, None)?;
     txn.tables.delete(keys::xattr(ino, name));
     let mut inode = txn.inode(ino)?;
     inode.attr.ctime = txn.now;

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_core::record::{Dentry, ExtentRecord, Inode, SnapshotRecord, State, Stripe};
+use kos_core::quota::Account;
+use kos_core::record::{Dentry, ExtentRecord, Inode, SnapshotRecord, State, Stripe, Usage};
 use kos_core::{MemTables, keys};
 use kos_types::{FileKind, Ino, ROOT, Seq, StripeId};
 
@@ -21,6 +22,7 @@ struct All {
     orphans: BTreeSet<Ino>,
     with_xattrs: BTreeSet<Ino>,
     births: Vec<Seq>,
+    usage: BTreeMap<Account, Usage>,
     tombstones: BTreeSet<StripeId>,
     snapshots: Vec<SnapshotRecord>,
     /// Old records: when each was born and died, and the stripe it points at.
@@ -63,6 +65,12 @@ impl All {
             }
             b'O' => drop(self.orphans.insert(ino)),
             b'X' => drop(self.with_xattrs.insert(ino)),
+            b'Q' => {
+                self.usage.insert(Account::User(first as u32), Usage::decode(value).expect("usage"));
+            }
+            b'U' => {
+                self.usage.insert(Account::Tree(ino), Usage::decode(value).expect("usage"));
+            }
             b'T' => drop(self.tombstones.insert(StripeId(first))),
             b'V' => self.snapshots.push(SnapshotRecord::decode(value).expect("snapshot")),
             b'H' => {
@@ -115,6 +123,31 @@ impl All {
             assert_eq!(inode.attr.nlink, links, "links of {ino:?}");
         }
         self.no_ring();
+    }
+
+    fn accounts(&self) {
+        let mut counted = BTreeMap::<Account, (u64, u64)>::new();
+        for inode in self.inodes.values() {
+            let around = |tree: &Ino| {
+                let usage =
+                    self.usage.get(&Account::Tree(*tree)).unwrap_or_else(|| panic!("no tree {tree:?}"));
+                Some(usage.parent).filter(|&up| up != Ino(0))
+            };
+            let trees = std::iter::successors(Some(inode.tree).filter(|&tree| tree != Ino(0)), around);
+            for account in trees.map(Account::Tree).chain([Account::User(inode.attr.uid)]) {
+                let (bytes, inodes) = counted.entry(account).or_default();
+                *bytes += inode.attr.bytes;
+                *inodes += 1;
+            }
+        }
+        let kept = self.usage.iter().filter(|(_, u)| u.inodes > 0 || !u.is_limited());
+        assert!(kept.map(|(&a, u)| (a, (u.bytes, u.inodes))).eq(counted), "usage: {:?}", self.usage);
+        // Below a directory of a tree everything is of it, but for trees in it.
+        for ((parent, _), dentry) in &self.dentries {
+            let (dir, inode) = (&self.inodes[parent], &self.inodes[&dentry.ino]);
+            let own = self.usage.get(&Account::Tree(dentry.ino)).filter(|_| inode.tree == dentry.ino);
+            assert_eq!(own.map_or(inode.tree, |own| own.parent), dir.tree, "the tree of {:?}", dentry.ino);
+        }
     }
 
     fn no_ring(&self) {
@@ -171,6 +204,7 @@ pub(crate) fn check_pruned(tables: &MemTables) {
 pub(crate) fn check(tables: &MemTables) {
     let all = All::of(tables);
     all.counters();
+    all.accounts();
     all.names();
     all.extents();
 }

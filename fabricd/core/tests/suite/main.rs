@@ -10,6 +10,7 @@ mod model;
 mod ops;
 mod overlay;
 mod policy;
+mod quotas;
 mod rng;
 mod sessions;
 mod snapshots;
