@@ -7,12 +7,13 @@ mod db;
 mod events;
 mod group;
 mod node;
+mod room;
 mod shards;
 mod status;
 mod stripes;
 mod tiers;
 
 pub use events::Events;
-pub use node::{Node, Options};
+pub use node::{AccountUsage, Node, Options};
 pub use status::{Counters, MountStatus, NodeStatus, Status};
 pub use tiers::PlaceUsage;

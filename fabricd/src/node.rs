@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use kos_core::quota::{self, Usage};
 use kos_core::{AsOf, policy, read};
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Origin, Policy, Reply, Result, Snapshot,
@@ -16,6 +17,7 @@ use crate::collector::{self, Collector};
 use crate::db::{self, Db};
 use crate::events::Events;
 use crate::group::Group;
+use crate::room::Rooms;
 use crate::shards;
 use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
@@ -43,6 +45,18 @@ impl Options {
     }
 }
 
+/// Lines of users, and of trees, in the usage file.
+const ACCOUNTS_MAX: usize = 1000;
+
+/// What a user or a directory with a quota has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccountUsage {
+    /// `user` and a number, or `tree` and a path below the root.
+    pub name: String,
+    /// What it has and may have.
+    pub usage: Usage,
+}
+
 /// What the node and its background work share.
 pub(crate) struct Inner {
     pub(crate) db: Arc<Db>,
@@ -51,6 +65,7 @@ pub(crate) struct Inner {
     events: Arc<Events>,
     /// Held by whoever collects garbage.
     pub(crate) collecting: Mutex<()>,
+    rooms: Rooms,
     /// Held by whoever applies a command.
     committer: Mutex<()>,
     sync: Group,
@@ -125,6 +140,7 @@ impl Node {
             counters,
             events,
             collecting: Mutex::default(),
+            rooms: Rooms::default(),
             committer: Mutex::default(),
             sync: Group::default(),
             ids: Ids::new(0),
@@ -168,6 +184,23 @@ impl Node {
     #[must_use]
     pub fn places_failed(&self) -> usize {
         self.inner.stripes.tiers().failed()
+    }
+
+    /// What users and directories with a quota have, at most [`ACCOUNTS_MAX`] of each.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn accounts(&self) -> Result<Vec<AccountUsage>> {
+        let db = &*self.inner.db;
+        let mut out = Vec::new();
+        for (uid, usage) in quota::users(db, ACCOUNTS_MAX)? {
+            out.push(AccountUsage { name: format!("user {uid}"), usage });
+        }
+        for (dir, usage) in quota::all_trees(db, ACCOUNTS_MAX)? {
+            let path = read::path(db, dir)?;
+            out.push(AccountUsage { name: format!("tree {}", String::from_utf8_lossy(&path)), usage });
+        }
+        Ok(out)
     }
 
     /// Bytes used and bytes there are of the memory tier.
@@ -311,6 +344,23 @@ impl Fabric for Node {
         let id = self.inner.ids.next(|| self.inner.open_batch())?;
         self.inner.stripes.write(id, policy, data)?;
         Ok(id)
+    }
+
+    fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
+        let inner = &self.inner;
+        let reserve = || inner.rooms.reserve(&*inner.db, inner.stripes.tiers(), ino, (bytes, grows));
+        match reserve() {
+            // What was deleted may have left its bytes.
+            Err(e) if e.kind() == Kind::NoSpace => {
+                self.collect()?;
+                reserve()
+            }
+            result => result,
+        }
+    }
+
+    fn release(&self, ino: Ino, bytes: u64) {
+        self.inner.rooms.release(ino, bytes);
     }
 
     fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {

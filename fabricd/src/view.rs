@@ -79,11 +79,22 @@ impl View {
         let usage = self.node.usage()?;
         let used = usage.bytes_total - usage.bytes_free;
         let (ram_used, ram_total) = self.node.ram_usage()?;
-        Ok(format!(
+        let mut text = format!(
             "bytes_total {}\nbytes_used {used}\nbytes_free {}\ninodes_used {}\n\
              ram_bytes_total {ram_total}\nram_bytes_used {ram_used}\n",
             usage.bytes_total, usage.bytes_free, usage.inodes_used
-        ))
+        );
+        for account in self.node.accounts()? {
+            let (name, has) = (account.name, account.usage);
+            let _ = write!(text, "{name} bytes {} inodes {}", has.bytes, has.inodes);
+            for (limit, max) in [("bytes_max", has.bytes_max), ("inodes_max", has.inodes_max)] {
+                if max < u64::MAX {
+                    let _ = write!(text, " {limit} {max}");
+                }
+            }
+            text.push('\n');
+        }
+        Ok(text)
     }
 
     fn node_status(&self) -> String {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 
 /// Far more than a start or an end takes on a busy machine.
@@ -45,15 +45,29 @@ impl Daemon {
         Self::with_ram(0)
     }
 
+    /// Start one on a disk of so many bytes, which is a tmpfs.
+    #[must_use]
+    pub fn on_disk(bytes: u64) -> Self {
+        let mut daemon = Self::without_start(0);
+        let options = std::ffi::CString::new(format!("size={bytes}")).expect("options");
+        mount("kos-test", daemon.state(), "tmpfs", MountFlags::empty(), Some(&*options)).expect("tmpfs");
+        daemon.spawn();
+        daemon
+    }
+
     /// Start one on an empty state with so many bytes of memory tier.
     #[must_use]
     pub fn with_ram(ram_bytes: u64) -> Self {
+        let mut daemon = Self::without_start(ram_bytes);
+        daemon.spawn();
+        daemon
+    }
+
+    fn without_start(ram_bytes: u64) -> Self {
         let root = tempfile::Builder::new().prefix("kos-test").tempdir().expect("temporary directory");
         fs::create_dir(root.path().join("state")).expect("state directory");
         fs::create_dir(root.path().join("mnt")).expect("mount directory");
-        let mut daemon = Self { root, child: None, ram_bytes };
-        daemon.spawn();
-        daemon
+        Self { root, child: None, ram_bytes }
     }
 
     /// The mount directory.
@@ -178,7 +192,7 @@ impl Drop for Daemon {
             drop(child.kill());
             drop(child.wait());
         }
-        for dir in [self.mount(), self.ram()] {
+        for dir in [self.mount(), self.ram(), self.state()] {
             if is_mounted(&dir) {
                 let _ = unmount(dir, UnmountFlags::DETACH);
             }

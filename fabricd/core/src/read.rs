@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use kos_types::{
-    Attr, Dirent, Error, Extent, ExtentMap, FileKind, Ino, Kind, Result, Source, StripeId, limits,
+    Attr, Dirent, Error, Extent, ExtentMap, FileKind, Ino, Kind, ROOT, Result, Source, StripeId, limits,
 };
 
 use crate::record::{Dentry, ExtentRecord, Inode, State, Stripe};
@@ -11,6 +11,8 @@ use crate::{Tables, keys};
 
 /// Records taken from the tables at once by the listings that answer everything.
 const SCAN: usize = 1024;
+/// Names in a path: a ring of directories must not go on for ever.
+const PATH_NAMES_MAX: usize = 4096;
 
 /// The counters.
 ///
@@ -69,6 +71,30 @@ pub fn any_parent<T: Tables>(tables: &T, ino: Ino) -> Result<Option<Ino>> {
     let prefix = keys::back_links(ino);
     let found = tables.scan(&prefix, &keys::end_of(&prefix), 1)?;
     Ok(found.first().map(|(key, _)| Ino(keys::field(key, prefix.len()))))
+}
+
+/// A path of an inode below the root, for people to read: one that is gone or has no name has `?`.
+///
+/// # Errors
+/// `Io`.
+pub fn path<T: Tables>(tables: &T, ino: Ino) -> Result<Vec<u8>> {
+    let (mut names, mut at) = (Vec::new(), ino);
+    while at != ROOT && names.len() < PATH_NAMES_MAX {
+        let prefix = keys::back_links(at);
+        let found = tables.scan(&prefix, &keys::end_of(&prefix), 1)?;
+        let Some((key, _)) = found.first() else {
+            names.push(b"?".to_vec());
+            break;
+        };
+        names.push(key[prefix.len() + 8..].to_vec());
+        at = Ino(keys::field(key, prefix.len()));
+    }
+    let mut out = Vec::new();
+    for name in names.iter().rev() {
+        out.push(b'/');
+        out.extend_from_slice(name);
+    }
+    Ok(out)
 }
 
 /// The directory that holds a directory; the root holds itself, a removed one too.

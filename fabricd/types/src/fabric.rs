@@ -102,6 +102,16 @@ pub trait Fabric: Send + Sync {
     /// `Io`.
     fn snapshots(&self) -> Result<Vec<Snapshot>>;
 
+    /// Set room aside for `bytes` that will be written to a file, which grows by `grows` of them:
+    /// what is refused here and not later.
+    ///
+    /// # Errors
+    /// `NoSpace`, `QuotaExceeded`.
+    fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()>;
+
+    /// Of what was set aside for a file, `bytes` are committed or will not be written.
+    fn release(&self, ino: Ino, bytes: u64);
+
     /// Code and store one stripe of 1 to [`crate::limits::STRIPE_BYTES_MAX`] bytes. A commit that
     /// names it makes it as durable as `policy` says, then visible; without one within ten
     /// minutes it is dropped.

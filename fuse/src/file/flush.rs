@@ -34,7 +34,7 @@ pub(crate) fn flush<'a, F: Fabric>(
         match fabric.policy(node.ino()) {
             Ok(policy) => jobs.push(Job { node, taken, policy, _lock: lock }),
             Err(e) => {
-                gone += node.settle(&taken, Err(e.clone()));
+                gone += settle(fabric, node, &taken, Err(e.clone()));
                 report(fabric, node, &e);
                 failed.push((node, e));
             }
@@ -47,7 +47,7 @@ pub(crate) fn flush<'a, F: Fabric>(
         let results = write(fabric, policy, &same);
         for (job, result) in same.into_iter().zip(results) {
             let error = result.as_ref().err().cloned();
-            gone += job.node.settle(&job.taken, result);
+            gone += settle(fabric, job.node, &job.taken, result);
             if let Some(e) = error {
                 report(fabric, job.node, &e);
                 failed.push((job.node, e));
@@ -55,6 +55,12 @@ pub(crate) fn flush<'a, F: Fabric>(
         }
     }
     (gone, failed)
+}
+
+fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>) -> usize {
+    let gone = node.settle(taken, result);
+    fabric.release(node.ino(), gone as u64);
+    gone
 }
 
 /// Tries go on each second: only the first failure of a row is told.

@@ -15,7 +15,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX};
-use kos_types::{Attr, Error, Fabric, FileKind, Ino, Op, Result, SetAttr};
+use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, SetAttr, Source};
 
 pub(crate) use node::{Node, now};
 
@@ -111,7 +111,11 @@ impl<F: Fabric> Files<F> {
 
     pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<()> {
         let node = self.node(ino);
-        let grown = node.write(&*self.fabric, off, data)?;
+        self.reserve(ino, off, data.len() as u64)?;
+        let written = node.write(&*self.fabric, off, data);
+        let grown = *written.as_ref().unwrap_or(&0);
+        self.fabric.release(ino, (data.len() - grown) as u64);
+        written?;
         let total = self.dirty.fetch_add(grown, Ordering::Relaxed) + grown;
         let own = node.state().bytes();
         if total > DIRTY_BYTES_MAX || own > 2 * FLUSH_BYTES {
@@ -119,6 +123,32 @@ impl<F: Fabric> Files<F> {
             self.flush_node(&node)?;
         }
         Ok(())
+    }
+
+    /// Room for a write: what does not fit is refused now and not when it is flushed.
+    fn reserve(&self, ino: Ino, off: Option<u64>, bytes: u64) -> Result<()> {
+        match self.fabric.reserve(ino, bytes, bytes) {
+            Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::QuotaExceeded) => {
+                // Buffers may need less than was set aside for them, and what a flush has written and
+                // not committed counts twice. Its errors are told to the files they are of.
+                drop(self.flush_all());
+                let grows = off.map_or(Ok(bytes), |off| self.unmapped(ino, off, bytes))?;
+                self.fabric.reserve(ino, bytes, grows)
+            }
+            result => result,
+        }
+    }
+
+    /// Bytes of a range that are not in the fabric yet.
+    fn unmapped(&self, ino: Ino, off: u64, len: u64) -> Result<u64> {
+        let map = self.fabric.extents(ino, off, len)?;
+        let mapped: u64 = map.extents.iter().filter(|e| e.source != Source::Hole).map(|e| e.len).sum();
+        Ok(len - mapped)
+    }
+
+    fn shrunk(&self, ino: Ino, bytes: usize) {
+        self.dirty.fetch_sub(bytes, Ordering::Relaxed);
+        self.fabric.release(ino, bytes as u64);
     }
 
     fn flush_node(&self, node: &Node) -> Result<()> {
@@ -178,7 +208,7 @@ impl<F: Fabric> Files<F> {
     pub(crate) fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
         let node = self.node(ino);
         let (attr, gone) = node.set_attr(&*self.fabric, set)?;
-        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        self.shrunk(ino, gone);
         drop(node);
         self.leave(ino);
         Ok(attr)
@@ -186,7 +216,7 @@ impl<F: Fabric> Files<F> {
 
     pub(crate) fn punch(&self, ino: Ino, off: u64, len: u64, size_min: Option<u64>) -> Result<()> {
         let gone = self.node(ino).punch(&*self.fabric, off, len, size_min)?;
-        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        self.shrunk(ino, gone);
         Ok(())
     }
 
@@ -203,14 +233,14 @@ impl<F: Fabric> Files<F> {
         let op = Op::Clone { from, from_off, to, to_off, len };
         let range = (to_off, to_off.saturating_add(len));
         let gone = self.node(to).replace(range, || self.fabric.propose(op))?;
-        self.dirty.fetch_sub(gone, Ordering::Relaxed);
+        self.shrunk(to, gone);
         Ok(())
     }
 
     /// The file is gone for good.
     pub(crate) fn forget(&self, ino: Ino) {
         if let Some(node) = self.find(ino) {
-            self.dirty.fetch_sub(node.drop_buffer(), Ordering::Relaxed);
+            self.shrunk(ino, node.drop_buffer());
         }
         self.leave(ino);
     }

@@ -1,0 +1,178 @@
+//! Room set aside for what mounts have buffered, so that write(2) is refused and not the flush.
+//! It is soft: a crash takes the buffers and their room together (ADR 5).
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kos_core::quota::{self, Account};
+use kos_core::{Tables, policy, read};
+use kos_types::{Class, Error, Ino, Kind, Policy, Result};
+
+use crate::tiers::Tiers;
+
+/// How old the figures of free space may be: a write would rather not ask every disk.
+const FREE_AGE_MAX: Duration = Duration::from_millis(20);
+/// Bytes of headers, checksums and rounding of one shard.
+const SHARD_BYTES: u64 = 8 << 10;
+
+/// What one file has in a buffer.
+struct Room {
+    bytes: u64,
+    /// Of them, those that its file will grow by.
+    grows: u64,
+    /// Bytes set aside for them once they are coded.
+    coded: u64,
+    policy: Policy,
+    /// The accounts with a limit that it will be charged to.
+    accounts: Vec<Account>,
+}
+
+#[derive(Default)]
+struct State {
+    files: HashMap<Ino, Room>,
+    /// Coded bytes for the disk tier, and for the memory tier or the disk behind it.
+    disk: u64,
+    memory: u64,
+    accounts: BTreeMap<Account, u64>,
+    /// Bytes free on disk and in memory, and when that was.
+    free: Option<(Instant, u64, u64)>,
+}
+
+/// All room set aside.
+#[derive(Default)]
+pub(crate) struct Rooms {
+    state: Mutex<State>,
+}
+
+fn coded(policy: Policy, bytes: u64) -> u64 {
+    let (n, k) = (policy.geometry.n() as u64, policy.geometry.k() as u64);
+    if bytes == 0 { 0 } else { bytes.saturating_mul(n) / k + n * SHARD_BYTES }
+}
+
+impl Rooms {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Set `bytes` more aside for a file, which will grow by `grows` of them.
+    pub(crate) fn reserve<T: Tables>(
+        &self,
+        tables: &T,
+        tiers: &Tiers,
+        ino: Ino,
+        (bytes, grows): (u64, u64),
+    ) -> Result<()> {
+        let state = &mut *self.state();
+        let room = match state.files.remove(&ino) {
+            Some(room) => room,
+            None => Room::new(tables, ino)?,
+        };
+        let result = state.admit(tables, tiers, &room, (bytes, grows));
+        let room = match result {
+            Ok(()) => state.change(room, |room| {
+                room.bytes += bytes;
+                room.grows += grows;
+            }),
+            Err(_) => room,
+        };
+        if room.bytes > 0 {
+            state.files.insert(ino, room);
+        }
+        result
+    }
+
+    /// `bytes` of a file are in the fabric now, or nowhere any more.
+    pub(crate) fn release(&self, ino: Ino, bytes: u64) {
+        let state = &mut *self.state();
+        let Some(room) = state.files.remove(&ino) else { return };
+        // What it took on disk is not in the last figures.
+        state.free = None;
+        let room = state.change(room, |room| {
+            room.bytes = room.bytes.saturating_sub(bytes);
+            room.grows = room.grows.min(room.bytes);
+        });
+        if room.bytes > 0 {
+            state.files.insert(ino, room);
+        }
+    }
+}
+
+impl Room {
+    fn new<T: Tables>(tables: &T, ino: Ino) -> Result<Self> {
+        let mut accounts = quota::accounts(tables, &read::inode(tables, ino)?)?;
+        let mut failed = Ok(());
+        accounts.retain(|&account| match quota::usage(tables, account) {
+            Ok(usage) => account != Account::User(0) && usage.is_some_and(|usage| usage.is_limited()),
+            Err(e) => {
+                failed = Err(e);
+                false
+            }
+        });
+        failed?;
+        Ok(Self { bytes: 0, grows: 0, coded: 0, policy: policy::of(tables, ino)?, accounts })
+    }
+}
+
+impl State {
+    fn admit<T: Tables>(
+        &mut self,
+        tables: &T,
+        tiers: &Tiers,
+        room: &Room,
+        (bytes, grows): (u64, u64),
+    ) -> Result<()> {
+        let needed = coded(room.policy, room.bytes + bytes) - room.coded;
+        if !self.fits(tiers, room.policy.class, needed, FREE_AGE_MAX)?
+            && !self.fits(tiers, room.policy.class, needed, Duration::ZERO)?
+        {
+            return Err(Error::new(Kind::NoSpace, "write: the pool is full"));
+        }
+        for account in &room.accounts {
+            let usage = quota::usage(tables, *account)?.unwrap_or_default();
+            let set_aside = self.accounts.get(account).copied().unwrap_or(0);
+            if grows > 0 && usage.bytes.saturating_add(set_aside).saturating_add(grows) > usage.bytes_max {
+                return Err(Error::new(Kind::QuotaExceeded, format!("write: quota of {account:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    fn fits(&mut self, tiers: &Tiers, class: Class, needed: u64, age: Duration) -> Result<bool> {
+        let (disk, memory) = match self.free {
+            Some((when, disk, memory)) if when.elapsed() < age => (disk, memory),
+            _ => {
+                let disk = tiers.usage()?.bytes_free;
+                let (used, total) = tiers.ram_usage()?;
+                self.free = Some((Instant::now(), disk, total - used));
+                (disk, total - used)
+            }
+        };
+        // What memory cannot take goes to disk.
+        let (wanted_disk, wanted_memory) = match class {
+            Class::Disk => (self.disk + needed, self.memory),
+            Class::Memory | Class::Scratch => (self.disk, self.memory + needed),
+        };
+        Ok(wanted_disk + wanted_memory.saturating_sub(memory) <= disk)
+    }
+
+    /// Change a file's room and the sums with it.
+    fn change(&mut self, mut room: Room, change: impl FnOnce(&mut Room)) -> Room {
+        let (coded_before, grows_before) = (room.coded, room.grows);
+        change(&mut room);
+        room.coded = coded(room.policy, room.bytes);
+        let sum = match room.policy.class {
+            Class::Disk => &mut self.disk,
+            Class::Memory | Class::Scratch => &mut self.memory,
+        };
+        *sum = *sum - coded_before + room.coded;
+        for account in &room.accounts {
+            let sum = self.accounts.entry(*account).or_default();
+            *sum = *sum - grows_before + room.grows;
+            if *sum == 0 {
+                self.accounts.remove(account);
+            }
+        }
+        room
+    }
+}
