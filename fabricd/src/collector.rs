@@ -1,15 +1,14 @@
 //! The background work of a node: dead stripes are freed, stripes nobody commits are dropped.
 
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::sync::{Arc, PoisonError};
-use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kos_core::read;
 use kos_types::{Error, Kind, Op, Origin, Reply, Result};
 
 use crate::node::{Inner, now};
+use crate::worker::Worker;
 
 /// Time between rounds. A dead stripe's bytes go in the next one: a read that still had it finds
 /// it gone and asks for the extents again.
@@ -19,43 +18,20 @@ const STRIPES_MAX: usize = 1024;
 /// Old records looked at in one command.
 const RECORDS_MAX: u32 = 1024;
 
-/// The thread; it ends when this is dropped.
-pub(crate) struct Collector {
-    stop: Option<Sender<()>>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Collector {
-    pub(crate) fn start(inner: Arc<Inner>) -> Result<Self> {
-        let (stop, stopped) = mpsc::channel();
-        let run = move || {
-            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
-                inner.stripes.expire();
-                if let Err(e) = prune(&inner) {
-                    eprintln!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
-                }
-                // A clock before 1970 collects nothing until it is set.
-                let before = u64::try_from(now().secs).unwrap_or(0);
-                if let Err(e) = collect(&inner, before) {
-                    eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
-                }
+pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
+    Worker::start("collector", move |stop| {
+        while stop.sleep(PERIOD) {
+            inner.stripes.expire();
+            if let Err(e) = prune(&inner) {
+                eprintln!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
             }
-        };
-        let thread = thread::Builder::new()
-            .name("collector".into())
-            .spawn(run)
-            .map_err(|e| Error::io("collector: thread", &e))?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
-    }
-}
-
-impl Drop for Collector {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("fabricd: the collector panicked");
+            // A clock before 1970 collects nothing until it is set.
+            let before = u64::try_from(now().secs).unwrap_or(0);
+            if let Err(e) = collect(&inner, before) {
+                eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
+            }
         }
-    }
+    })
 }
 
 /// Old versions that no snapshot holds go, after one was dropped and after a start.

@@ -7,13 +7,18 @@ mod db;
 mod events;
 mod group;
 mod node;
+mod rebuild;
+mod repair;
 mod room;
 mod shards;
+mod standing;
 mod status;
 mod stripes;
 mod tiers;
+mod worker;
 
 pub use events::Events;
 pub use node::{AccountUsage, Node, Options};
+pub use standing::Redundancy;
 pub use status::{Counters, MountStatus, NodeStatus, Status};
 pub use tiers::PlaceUsage;

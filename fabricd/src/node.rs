@@ -13,15 +13,16 @@ use kos_types::{
     SpaceUsage, StripeId, Time,
 };
 
-use crate::collector::{self, Collector};
 use crate::db::{self, Db};
 use crate::events::Events;
 use crate::group::Group;
 use crate::room::Rooms;
-use crate::shards;
+use crate::standing::Redundancy;
 use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
+use crate::worker::Worker;
+use crate::{collector, rebuild, shards};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -62,7 +63,7 @@ pub(crate) struct Inner {
     pub(crate) db: Arc<Db>,
     pub(crate) stripes: Stripes,
     pub(crate) counters: Arc<Counters>,
-    events: Arc<Events>,
+    pub(crate) events: Arc<Events>,
     /// Held by whoever collects garbage.
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
@@ -77,7 +78,7 @@ pub(crate) struct Inner {
 /// One node in this process.
 pub struct Node {
     inner: Arc<Inner>,
-    collector: Collector,
+    workers: Vec<Worker>,
 }
 
 impl fmt::Debug for Node {
@@ -123,16 +124,21 @@ impl Node {
         let mut index = shards::all(&db)?;
         if ram.as_ref().is_none_or(|ram| ram.fresh) {
             // A reboot took what was in memory; its numbers will be given out again.
-            let lost: Vec<_> =
-                index.extract_if(.., |(_, spot)| spot.ram).map(|(key, _)| (key, None)).collect();
+            let lost: Vec<_> = index
+                .extract_if(.., |shard| shard.2.ram)
+                .map(|(id, i, _)| (shards::key(id, i), None))
+                .collect();
             if !lost.is_empty() {
                 events.add("lost", &format!("{} shards in memory did not survive a reboot", lost.len()));
                 db.write(lost)?;
                 db.sync()?;
             }
         }
-        let live: Vec<_> = index.into_iter().map(|(_, spot)| spot).collect();
+        let live: Vec<_> = index.iter().map(|&(_, _, spot)| spot).collect();
         let tiers = Tiers::open(&options.places(), ram, &live)?;
+        for failed in tiers.failed() {
+            events.add("failed", &failed.to_string());
+        }
         let counters = Arc::new(Counters::default());
         let inner = Inner {
             stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
@@ -151,7 +157,9 @@ impl Node {
         for ino in read::orphans(&*inner.db)? {
             inner.propose(Op::Reap { ino })?;
         }
-        Ok(Self { collector: Collector::start(Arc::clone(&inner))?, inner })
+        inner.stripes.survey(&index)?;
+        let workers = vec![collector::start(Arc::clone(&inner))?, rebuild::start(Arc::clone(&inner))?];
+        Ok(Self { inner, workers })
     }
 
     /// What happened since the start.
@@ -183,7 +191,13 @@ impl Node {
     /// Places that take no more writes until a restart.
     #[must_use]
     pub fn places_failed(&self) -> usize {
-        self.inner.stripes.tiers().failed()
+        self.inner.stripes.tiers().failed().len()
+    }
+
+    /// How many stripes are not as they should be.
+    #[must_use]
+    pub fn redundancy(&self) -> Redundancy {
+        self.inner.stripes.standings.counts()
     }
 
     /// What users and directories with a quota have, at most [`ACCOUNTS_MAX`] of each.
@@ -217,7 +231,7 @@ impl Node {
     /// `Busy` when somebody else still uses the node; `Io` and `NoSpace`, and then the memory
     /// tier stays and the next start finds it.
     pub fn close(self) -> Result<()> {
-        drop(self.collector);
+        drop(self.workers);
         let mut inner =
             Arc::into_inner(self.inner).ok_or_else(|| Error::new(Kind::Busy, "close: the node is in use"))?;
         inner.sync()?;
@@ -259,8 +273,9 @@ impl Inner {
         let Op::Commit { stripes, .. } = &op else { return self.propose_with(origin, op, Vec::new()) };
         let settled = self.stripes.settle(stripes)?;
         let reply = self.propose_with(origin, op, settled.records.clone());
-        if reply.is_err() {
-            self.stripes.drop_settled(&settled);
+        match reply {
+            Ok(_) => self.stripes.settled(&settled),
+            Err(_) => self.stripes.drop_settled(&settled),
         }
         reply
     }

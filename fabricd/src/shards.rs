@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use kos_code::shard::{self, HEADER_BYTES, ShardHeader};
-use kos_core::Tables;
+use kos_core::{Tables, keys};
 use kos_types::limits::BLOCK_BYTES;
 use kos_types::{Error, Kind, Result, StripeId};
 
@@ -17,8 +17,11 @@ const CACHED: usize = 16 << 10;
 /// capital letters.
 const TABLE: u8 = b's';
 
+/// How often a read follows a shard that moves away under it.
+const MOVES_MAX: u32 = 3;
+
 /// A shard whose header and checksum table are intact.
-pub(crate) struct Shard {
+struct Shard {
     spot: Spot,
     header: ShardHeader,
     table: Vec<u32>,
@@ -39,11 +42,15 @@ pub(crate) fn key(id: StripeId, index: u8) -> Vec<u8> {
     key
 }
 
-/// Where every shard of the index is.
-pub(crate) fn all(db: &Db) -> Result<Vec<(Vec<u8>, Spot)>> {
+/// A shard of the index: its stripe, its number there, and where it is.
+pub(crate) type Indexed = (StripeId, u8, Spot);
+
+/// Where every shard of the index is, in the order of their stripes.
+pub(crate) fn all(db: &Db) -> Result<Vec<Indexed>> {
     let mut live = Vec::new();
     db.each(&[TABLE], |key, value| {
-        live.push((key.to_vec(), Spot::decode(value)?));
+        let index = *key.get(9).ok_or_else(|| Error::new(Kind::Io, "shard record: key too short"))?;
+        live.push((StripeId(keys::field(key, 1)), index, Spot::decode(value)?));
         Ok(())
     })?;
     Ok(live)
@@ -59,12 +66,30 @@ impl Shards {
         self.db.get(&key(id, index))?.map(|value| Spot::decode(&value)).transpose()
     }
 
-    /// The shard's header and checksums, checked.
-    pub(crate) fn open(&self, id: StripeId, index: u8) -> Result<Arc<Shard>> {
-        if let Some(shard) = self.cache.get((id, index)) {
-            return Ok(shard);
+    /// Do something with a shard, and again when it was moved meanwhile: its old bytes are zeros.
+    fn with<T>(&self, id: StripeId, index: u8, mut act: impl FnMut(&Shard) -> Result<T>) -> Result<T> {
+        let mut moves = 0;
+        loop {
+            let cached = self.cache.get((id, index));
+            let spot = match &cached {
+                Some(shard) => shard.spot,
+                None => self.spot(id, index)?.ok_or_else(|| Error::new(Kind::Io, "shard: no record"))?,
+            };
+            let shard = cached.map_or_else(|| self.open(id, index, spot), Ok);
+            let error = match shard.and_then(|shard| act(&shard)) {
+                Ok(done) => return Ok(done),
+                Err(e) => e,
+            };
+            self.forget(id, index);
+            moves += 1;
+            if moves > MOVES_MAX || self.spot(id, index)? == Some(spot) {
+                return Err(error);
+            }
         }
-        let spot = self.spot(id, index)?.ok_or_else(|| Error::new(Kind::Io, "shard: no record"))?;
+    }
+
+    /// The header and checksums of the shard in a spot, checked.
+    fn open(&self, id: StripeId, index: u8, spot: Spot) -> Result<Arc<Shard>> {
         let mut block = [0; HEADER_BYTES];
         self.tiers.read(&spot, 0, &mut block)?;
         let header = shard::decode_header(&block)?;
@@ -81,7 +106,11 @@ impl Shards {
     }
 
     /// Fill `out` from byte `at` of the payload, every block of it checked.
-    pub(crate) fn read(&self, shard: &Shard, at: usize, out: &mut [u8]) -> Result<()> {
+    pub(crate) fn read(&self, id: StripeId, index: u8, at: usize, out: &mut [u8]) -> Result<()> {
+        self.with(id, index, |shard| self.read_range(shard, at, out))
+    }
+
+    fn read_range(&self, shard: &Shard, at: usize, out: &mut [u8]) -> Result<()> {
         let head = (at.next_multiple_of(BLOCK_BYTES) - at).min(out.len());
         let body = (out.len() - head) / BLOCK_BYTES * BLOCK_BYTES;
         let (head, rest) = out.split_at_mut(head);
@@ -115,14 +144,16 @@ impl Shards {
     }
 
     /// The whole payload, checked by its hash.
-    pub(crate) fn read_whole(&self, shard: &Shard) -> Result<Vec<u8>> {
-        let mut payload = vec![0; shard.header.payload_len as usize];
-        self.tiers.read(&shard.spot, HEADER_BYTES as u64, &mut payload)?;
-        if shard::verify_whole(&shard.header, &payload) {
-            Ok(payload)
-        } else {
-            Err(Error::new(Kind::Io, "shard: hash"))
-        }
+    pub(crate) fn read_whole(&self, id: StripeId, index: u8) -> Result<Vec<u8>> {
+        self.with(id, index, |shard| {
+            let mut payload = vec![0; shard.header.payload_len as usize];
+            self.tiers.read(&shard.spot, HEADER_BYTES as u64, &mut payload)?;
+            if shard::verify_whole(&shard.header, &payload) {
+                Ok(payload)
+            } else {
+                Err(Error::new(Kind::Io, "shard: hash"))
+            }
+        })
     }
 
     /// The shard moved or went.

@@ -21,12 +21,18 @@ pub struct Counters {
     pub shards_repaired: AtomicU64,
     /// Reads that failed for want of shards.
     pub stripes_lost: AtomicU64,
+    /// Shards moved to spread a stripe evenly.
+    pub shards_moved: AtomicU64,
+    /// Bytes of shards that rebuilding has read and written.
+    pub rebuild_bytes: AtomicU64,
+    /// Tries to put a stripe right that failed.
+    pub rebuilds_failed: AtomicU64,
 }
 
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 7] {
+    pub fn list(&self) -> [(&'static str, u64); 10] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
@@ -36,6 +42,9 @@ impl Counters {
             ("kos_shards_bad_total", get(&self.shards_bad)),
             ("kos_shards_repaired_total", get(&self.shards_repaired)),
             ("kos_stripes_lost_total", get(&self.stripes_lost)),
+            ("kos_shards_moved_total", get(&self.shards_moved)),
+            ("kos_rebuild_bytes_total", get(&self.rebuild_bytes)),
+            ("kos_rebuilds_failed_total", get(&self.rebuilds_failed)),
         ]
     }
 }
@@ -57,9 +66,9 @@ pub struct Status {
     pub leader: u64,
     /// Its process.
     pub leader_pid: u32,
-    /// Stripes with a shard missing that are known of.
+    /// Stripes with fewer good shards than their geometry says, as far as is known.
     pub under_replicated_stripes: u64,
-    /// Stripes with more shards on one node than parity covers.
+    /// Stripes with more shards on one place than an even spread puts there.
     pub under_spread_stripes: u64,
 }
 

@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::db::Db;
 use crate::events::Events;
 use crate::shards::{self, Shards};
+use crate::standing::{self, Standings};
 use crate::status::Counters;
 use crate::tiers::{Spot, Tiers};
 
@@ -32,15 +33,16 @@ struct Pending {
 }
 
 pub(crate) struct Stripes {
-    shards: Shards,
-    db: Arc<Db>,
+    pub(crate) shards: Shards,
+    pub(crate) db: Arc<Db>,
     cache: Cache<StripeId, record::Stripe>,
     pending: Mutex<HashMap<StripeId, Pending>>,
     /// Stripes under repair, so that a second reader only decodes. Collecting holds it too: a
     /// shard must not be put back while its stripe goes.
     repairing: Mutex<HashSet<StripeId>>,
-    counters: Arc<Counters>,
-    events: Arc<Events>,
+    pub(crate) standings: Standings,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) events: Arc<Events>,
 }
 
 /// Changes of the shards' index, to be written with the metadata they belong to.
@@ -51,6 +53,8 @@ pub(crate) type IndexChanges = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 pub(crate) struct Settled {
     pub(crate) records: IndexChanges,
     spots: Vec<Spot>,
+    /// Those that could not be spread evenly.
+    uneven: Vec<StripeId>,
 }
 
 impl Stripes {
@@ -61,6 +65,7 @@ impl Stripes {
             cache: Cache::new(CACHED),
             pending: Mutex::default(),
             repairing: Mutex::default(),
+            standings: Standings::default(),
             counters,
             events,
         }
@@ -87,7 +92,7 @@ impl Stripes {
         let payloads = stripe::encode(policy.geometry, data)?;
         let mut spots = Vec::with_capacity(payloads.len());
         for (index, payload) in (0..).zip(&payloads) {
-            match self.append(id, index, policy, data.len(), payload) {
+            match self.append((id, index), policy, data.len(), &spots, payload) {
                 Ok(spot) => spots.push(spot),
                 Err(e) => {
                     self.free(&spots);
@@ -102,10 +107,18 @@ impl Stripes {
         Ok(())
     }
 
-    fn append(&self, id: StripeId, index: u8, policy: Policy, len: usize, payload: &[u8]) -> Result<Spot> {
+    /// Write one shard of a stripe whose others are at `beside`.
+    pub(crate) fn append(
+        &self,
+        (id, index): (StripeId, u8),
+        policy: Policy,
+        len: usize,
+        beside: &[Spot],
+        payload: &[u8],
+    ) -> Result<Spot> {
         let (header, table) = shard::seal(id, index, policy.geometry, len as u64, payload)?;
-        let place = (id.0 as usize).wrapping_add(usize::from(index));
-        self.tiers().append(policy.class, place, &[&header, payload, &table])
+        let first = (id.0 as usize).wrapping_add(usize::from(index));
+        self.tiers().append(policy.class, first, beside, &[&header, payload, &table])
     }
 
     /// Take written stripes out for a commit, as durable as their class says; answers their
@@ -122,11 +135,16 @@ impl Stripes {
 
     fn take(&self, stripes: &[(StripeId, Policy, u64)], settled: &mut Settled) -> Result<BTreeSet<usize>> {
         let mut places = BTreeSet::new();
+        let live = self.tiers().live();
         let mut pending = self.pending();
         for &(id, policy, len) in stripes {
             let found = pending.remove(&id).filter(|p| p.policy == policy && p.len == len);
             let found =
                 found.ok_or_else(|| Error::new(Kind::Stale, "commit: stripe not written or dropped"))?;
+            let good: Vec<_> = found.spots.iter().copied().map(Some).collect();
+            if standing::judge(policy.geometry, &good, 0, live).is_some() {
+                settled.uneven.push(id);
+            }
             for (index, &spot) in (0..).zip(&found.spots) {
                 settled.records.push((shards::key(id, index), Some(spot.encode())));
                 settled.spots.push(spot);
@@ -138,7 +156,7 @@ impl Stripes {
         Ok(places)
     }
 
-    fn sync_places(&self, places: &BTreeSet<usize>) -> Result<()> {
+    pub(crate) fn sync_places(&self, places: &BTreeSet<usize>) -> Result<()> {
         let results: Vec<Result<()>> = std::thread::scope(|scope| {
             let syncs: Vec<_> =
                 places.iter().map(|&place| scope.spawn(move || self.tiers().sync(place))).collect();
@@ -146,6 +164,15 @@ impl Stripes {
             syncs.into_iter().map(|sync| sync.join().unwrap_or_else(panicked)).collect()
         });
         results.into_iter().collect()
+    }
+
+    /// The commit of these stripes is in force.
+    pub(crate) fn settled(&self, settled: &Settled) {
+        for &id in &settled.uneven {
+            if let Err(e) = self.rejudge(id, |damaged| damaged) {
+                eprintln!("fabricd: stripe {:#x} is not evenly spread, and not counted: {e}", id.0);
+            }
+        }
     }
 
     /// The commit of these stripes was refused.
@@ -162,7 +189,7 @@ impl Stripes {
         }
     }
 
-    fn free(&self, spots: &[Spot]) {
+    pub(crate) fn free(&self, spots: &[Spot]) {
         for spot in spots {
             if let Err(e) = self.tiers().free(spot) {
                 eprintln!("fabricd: {e}; the bytes come back at the next start");
@@ -179,7 +206,7 @@ impl Stripes {
         Ok(record)
     }
 
-    fn alive(&self, id: StripeId) -> Result<record::Stripe> {
+    pub(crate) fn alive(&self, id: StripeId) -> Result<record::Stripe> {
         read::stripe(&*self.db, id)?.ok_or_else(|| Error::new(Kind::NotFound, "stripe: gone"))
     }
 
@@ -194,8 +221,7 @@ impl Stripes {
             let (part, after) = rest.split_at_mut(piece.len);
             // Geometry holds at most 20 shards.
             let index = piece.shard as u8;
-            let done = self.shards.open(id, index).and_then(|shard| self.shards.read(&shard, piece.at, part));
-            if let Err(e) = done {
+            if let Err(e) = self.shards.read(id, index, piece.at, part) {
                 return self.read_around(id, at as usize, out, (index, e));
             }
             rest = after;
@@ -204,92 +230,8 @@ impl Stripes {
         Ok(())
     }
 
-    /// Decode the stripe without the shard that failed, and put that one right again.
-    fn read_around(
-        &self,
-        id: StripeId,
-        at: usize,
-        out: &mut [u8],
-        (index, error): (u8, Error),
-    ) -> Result<()> {
-        let record = self.alive(id)?;
-        let geometry = record.policy.geometry;
-        let mut bad = vec![(index, error)];
-        let mut payloads = vec![None; geometry.n()];
-        let mut good = 0;
-        for (index, payload) in (0..).zip(&mut payloads) {
-            if good == geometry.k() || index == bad[0].0 {
-                continue;
-            }
-            match self.shards.open(id, index).and_then(|shard| self.shards.read_whole(&shard)) {
-                Ok(found) => {
-                    *payload = Some(found);
-                    good += 1;
-                }
-                Err(e) => bad.push((index, e)),
-            }
-        }
-        if let Err(e) = stripe::reconstruct(geometry, &mut payloads) {
-            self.alive(id)?;
-            self.counters.stripes_lost.fetch_add(1, Ordering::Relaxed);
-            let what = format!("stripe {:#x} is lost, reads of it fail: {e}; shards {bad:?}", id.0);
-            self.events.add("lost", &what);
-            return Err(Error::new(Kind::Io, "read: more shards lost than parity covers"));
-        }
-        let mut rest = out;
-        for piece in stripe::locate(geometry, record.len as usize, at, rest.len()) {
-            let (part, after) = rest.split_at_mut(piece.len);
-            if let Some(payload) = payloads.get(piece.shard).and_then(Option::as_ref) {
-                part.copy_from_slice(&payload[piece.at..piece.at + piece.len]);
-            }
-            rest = after;
-        }
-        let fresh = self.repairing().insert(id);
-        if fresh {
-            self.counters.shards_bad.fetch_add(bad.len() as u64, Ordering::Relaxed);
-            for (index, error) in bad {
-                let Some(payload) = payloads.get(usize::from(index)).and_then(Option::as_ref) else {
-                    continue;
-                };
-                let what = format!("stripe {:#x} shard {index}: {error}", id.0);
-                match self.repair(id, index, record, payload) {
-                    Ok(()) => self.events.add("repaired", &format!("{what}; repaired")),
-                    Err(e) => self.events.add("unrepaired", &format!("{what}; repair failed: {e}")),
-                }
-            }
-            self.repairing().remove(&id);
-        }
-        Ok(())
-    }
-
-    fn repairing(&self) -> MutexGuard<'_, HashSet<StripeId>> {
+    pub(crate) fn repairing(&self) -> MutexGuard<'_, HashSet<StripeId>> {
         self.repairing.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Put a decoded shard in a new spot.
-    fn repair(&self, id: StripeId, index: u8, record: record::Stripe, payload: &[u8]) -> Result<()> {
-        let old = self.shards.spot(id, index)?;
-        let spot = self.append(id, index, record.policy, record.len as usize, payload)?;
-        let placed = self.place_repaired(id, index, record.policy, spot);
-        match placed {
-            Ok(()) => {
-                self.counters.shards_repaired.fetch_add(1, Ordering::Relaxed);
-                self.free(old.as_slice());
-            }
-            Err(_) => self.free(&[spot]),
-        }
-        placed
-    }
-
-    fn place_repaired(&self, id: StripeId, index: u8, policy: Policy, spot: Spot) -> Result<()> {
-        if policy.class == Class::Disk && !spot.ram {
-            self.tiers().sync(spot.place)?;
-        }
-        let _collecting_waits = self.repairing();
-        self.alive(id)?;
-        self.db.write([(shards::key(id, index), Some(spot.encode()))])?;
-        self.shards.forget(id, index);
-        Ok(())
     }
 
     /// Free dead stripes. `write` puts their deletion in force, index records included.
@@ -312,6 +254,9 @@ impl Stripes {
             }
             write(records)?;
         }
+        for (_, id, _) in dead {
+            self.standings.forget(*id);
+        }
         self.free(&spots);
         self.counters.stripes_freed.fetch_add(dead.len() as u64, Ordering::Relaxed);
         Ok(())
@@ -325,15 +270,22 @@ impl Stripes {
         let shards = shards::all(&self.db)?;
         let mut records: IndexChanges = Vec::new();
         let (mut places, mut bytes) = (BTreeSet::new(), 0);
-        for (key, spot) in shards.into_iter().filter(|(_, spot)| spot.ram) {
-            let len = spot.location.len;
-            // A shard is at most 4 MiB and its header and table.
-            let mut data = vec![0; len as usize];
-            self.tiers().read(&spot, 0, &mut data)?;
-            let moved = self.tiers().append(Class::Disk, spot.place, &[&data])?;
-            places.insert(moved.place);
-            records.push((key, Some(moved.encode())));
-            bytes += len;
+        for stripe in shards.chunk_by(|a, b| a.0 == b.0) {
+            let (moving, mut beside): (Vec<_>, Vec<_>) =
+                stripe.iter().copied().partition(|shard| shard.2.ram);
+            for (id, index, spot) in moving {
+                let len = spot.location.len;
+                // A shard is at most 4 MiB and its header and table.
+                let mut data = vec![0; len as usize];
+                self.tiers().read(&spot, 0, &mut data)?;
+                let others: Vec<Spot> = beside.iter().map(|shard| shard.2).collect();
+                let first = (id.0 as usize).wrapping_add(usize::from(index));
+                let moved = self.tiers().append(Class::Disk, first, &others, &[&data])?;
+                beside.push((id, index, moved));
+                places.insert(moved.place);
+                records.push((shards::key(id, index), Some(moved.encode())));
+                bytes += len;
+            }
             if bytes >= MOVE_BYTES {
                 self.sync_places(&std::mem::take(&mut places))?;
                 self.db.write(std::mem::take(&mut records))?;

@@ -6,6 +6,8 @@ use kos_store::{Location, PlaceStatus, Store, Usage};
 use kos_types::{Class, Error, Kind, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
+use crate::standing::Live;
+
 /// Kept free for metadata, so that a full pool can still delete and commit.
 const RESERVE_BYTES: u64 = 64 << 20;
 /// Directories of the memory tier: one for each shard of the default geometry, as on disk.
@@ -24,6 +26,11 @@ pub(crate) struct Spot {
 }
 
 impl Spot {
+    /// The place, told apart from those of the other tier.
+    pub(crate) const fn at(&self) -> (bool, usize) {
+        (self.ram, self.place)
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         // A store has at most 32 places.
         let mut value = vec![self.place as u8 | if self.ram { RAM_BIT } else { 0 }];
@@ -105,6 +112,7 @@ pub struct PlaceUsage {
 /// The stores of one node.
 pub(crate) struct Tiers {
     disk: Store,
+    disk_places: usize,
     ram: Option<(RamDir, Store)>,
 }
 
@@ -119,7 +127,7 @@ impl Tiers {
             }
             None => None,
         };
-        Ok(Self { disk: Store::open(disk, of(false))?, ram })
+        Ok(Self { disk: Store::open(disk, of(false))?, disk_places: disk.len(), ram })
     }
 
     fn store(&self, spot: &Spot) -> Result<&Store> {
@@ -130,13 +138,39 @@ impl Tiers {
         }
     }
 
-    /// Write one shard: where its class belongs, else on disk; to place `place` modulo their
-    /// number, else to the next that takes it.
-    pub(crate) fn append(&self, class: Class, place: usize, parts: &[&[u8]]) -> Result<Spot> {
+    /// Write one shard of a stripe whose other shards are at `beside`: where its class belongs,
+    /// else on disk; to the place that has the fewest of them, beginning with number `first`.
+    pub(crate) fn append(
+        &self,
+        class: Class,
+        first: usize,
+        beside: &[Spot],
+        parts: &[&[u8]],
+    ) -> Result<Spot> {
+        self.append_where(class, first, beside, parts, |_| true)
+    }
+
+    /// The same, but only to places that `allowed` says.
+    pub(crate) fn append_where(
+        &self,
+        class: Class,
+        first: usize,
+        beside: &[Spot],
+        parts: &[&[u8]],
+        allowed: impl Fn((bool, usize)) -> bool,
+    ) -> Result<Spot> {
+        let order = |ram| {
+            let mut places = self.working(ram);
+            places.retain(|&place| allowed((ram, place)));
+            let first = first.checked_rem(places.len()).unwrap_or(0);
+            places.rotate_left(first);
+            places.sort_by_key(|&place| beside.iter().filter(|spot| spot.at() == (ram, place)).count());
+            places
+        };
         if let (Class::Memory | Class::Scratch, Some((_, store))) = (class, &self.ram) {
-            match append(store, RAM_PLACES, place, parts) {
+            match append(store, &order(true), parts) {
                 Ok((place, location)) => return Ok(Spot { ram: true, place, location }),
-                // The budget is used up.
+                // The budget is used up, or no place of it is allowed.
                 Err(e) if e.kind() == Kind::NoSpace => (),
                 Err(e) => return Err(e),
             }
@@ -145,8 +179,31 @@ impl Tiers {
         if self.disk.usage()?.bytes_free < RESERVE_BYTES + len as u64 {
             return Err(Error::new(Kind::NoSpace, "write: the state directories are full"));
         }
-        let (place, location) = append(&self.disk, self.disk.places().len(), place, parts)?;
+        let places = order(false);
+        if places.is_empty() {
+            return Err(Error::new(Kind::Io, "write: no state directory takes it; see the log"));
+        }
+        let (place, location) = append(&self.disk, &places, parts)?;
         Ok(Spot { ram: false, place, location })
+    }
+
+    /// Places of a tier that take shards.
+    fn working(&self, ram: bool) -> Vec<usize> {
+        match (ram, &self.ram) {
+            (false, _) => (0..self.disk_places).filter(|&place| self.disk.works(place)).collect(),
+            (true, Some((_, store))) => (0..RAM_PLACES).filter(|&place| store.works(place)).collect(),
+            (true, None) => Vec::new(),
+        }
+    }
+
+    /// How many places of each tier take shards.
+    pub(crate) fn live(&self) -> Live {
+        Live { disk: self.working(false).len(), ram: self.working(true).len() }
+    }
+
+    /// Whether the bytes of a shard are there, as far as can be told without reading them.
+    pub(crate) fn holds(&self, spot: &Spot) -> bool {
+        self.store(spot).is_ok_and(|store| store.holds(spot.place, spot.location))
     }
 
     pub(crate) fn read(&self, spot: &Spot, at: u64, out: &mut [u8]) -> Result<()> {
@@ -186,9 +243,9 @@ impl Tiers {
         self.disk.places().into_iter().enumerate().map(usage).collect()
     }
 
-    /// Places that take no more writes.
-    pub(crate) fn failed(&self) -> usize {
-        self.disk.places().iter().filter(|place| place.failed.is_some()).count()
+    /// Why places take no more writes, of each that does not.
+    pub(crate) fn failed(&self) -> Vec<Error> {
+        self.disk.places().into_iter().filter_map(|place| place.failed).collect()
     }
 
     /// Close the stores and give the memory back: its shards have moved.
@@ -203,10 +260,9 @@ impl Tiers {
     }
 }
 
-fn append(store: &Store, places: usize, place: usize, parts: &[&[u8]]) -> Result<(usize, Location)> {
-    let mut last = Error::new(Kind::Io, "append: no place");
-    for step in 0..places {
-        let place = (place + step) % places;
+fn append(store: &Store, places: &[usize], parts: &[&[u8]]) -> Result<(usize, Location)> {
+    let mut last = Error::new(Kind::NoSpace, "append: no place takes it");
+    for &place in places {
         match store.append(place, parts) {
             Ok(location) => return Ok((place, location)),
             Err(e) => last = e,

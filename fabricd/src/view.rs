@@ -28,6 +28,7 @@ fn host() -> String {
 impl View {
     pub(crate) fn status(&self) -> Status {
         let pid = std::process::id();
+        let redundancy = self.node.redundancy();
         Status {
             health: self.health(),
             mounts: vec![MountStatus {
@@ -41,20 +42,26 @@ impl View {
             nodes_up: 1,
             leader: 1,
             leader_pid: pid,
-            under_replicated_stripes: 0,
-            under_spread_stripes: 0,
+            under_replicated_stripes: redundancy.under_replicated,
+            under_spread_stripes: redundancy.under_spread,
         }
     }
 
     fn health(&self) -> &'static str {
-        if self.node.places_failed() == 0 { "ok" } else { "degraded" }
+        let ok = self.node.places_failed() == 0 && self.node.redundancy().is_full();
+        if ok { "ok" } else { "degraded" }
     }
 
     pub(crate) fn health_text(&self) -> String {
-        match self.node.places_failed() {
-            0 => "ok\n".to_owned(),
-            failed => format!("degraded: {failed} state directories take no writes; see the log\n"),
+        let (failed, redundancy) = (self.node.places_failed(), self.node.redundancy());
+        let mut why = Vec::new();
+        if failed > 0 {
+            why.push(format!("{failed} state directories take no writes; see the log"));
         }
+        if !redundancy.is_full() {
+            why.push(format!("{redundancy}; they are rebuilt in the background"));
+        }
+        if why.is_empty() { "ok\n".to_owned() } else { format!("degraded: {}\n", why.join("; ")) }
     }
 
     fn config(&self) -> String {
@@ -70,8 +77,15 @@ impl View {
         for (name, value) in self.node.counters().list() {
             let _ = writeln!(text, "# TYPE {name} counter\n{name} {value}");
         }
-        let failed = self.node.places_failed();
-        let _ = writeln!(text, "# TYPE kos_places_failed gauge\nkos_places_failed {failed}");
+        let redundancy = self.node.redundancy();
+        for (name, value) in [
+            ("kos_places_failed", self.node.places_failed() as u64),
+            ("kos_stripes_under_replicated", redundancy.under_replicated),
+            ("kos_stripes_under_spread", redundancy.under_spread),
+            ("kos_stripes_lost", redundancy.lost),
+        ] {
+            let _ = writeln!(text, "# TYPE {name} gauge\n{name} {value}");
+        }
         text
     }
 

@@ -180,6 +180,13 @@ impl Log {
             .map_err(|e| Error::io(&format!("read {}", path.display()), &e))
     }
 
+    /// Whether the segment of `location` is listed and reaches to its end.
+    pub(crate) fn holds(&self, location: Location) -> bool {
+        let end = location.offset.checked_add(location.len);
+        let state = lock(&self.state);
+        state.segments.get(&location.segment).is_some_and(|s| end.is_some_and(|end| end <= s.end))
+    }
+
     /// Give the blocks of `location` back, and its segment when this was the last of it.
     pub(crate) fn free(&self, location: Location) -> Result<()> {
         if !location.is_possible() {

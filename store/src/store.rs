@@ -119,6 +119,19 @@ impl Store {
         self.log(place).is_ok_and(|log| log.check().is_err())
     }
 
+    /// Whether `place` takes appends.
+    #[must_use]
+    pub fn works(&self, place: usize) -> bool {
+        self.log(place).is_ok_and(|log| log.check().is_ok())
+    }
+
+    /// Whether the file of a live location is there and long enough; what its bytes are, only
+    /// reading them tells.
+    #[must_use]
+    pub fn holds(&self, place: usize, location: Location) -> bool {
+        self.log(place).is_ok_and(|log| log.holds(location))
+    }
+
     /// How each place is, in their order.
     #[must_use]
     pub fn places(&self) -> Vec<PlaceStatus> {

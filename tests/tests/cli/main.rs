@@ -2,4 +2,5 @@
 
 mod life;
 mod place;
+mod redundancy;
 mod refusals;
