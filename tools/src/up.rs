@@ -91,9 +91,12 @@ fn take(states: &mut [State], mount: &Path) -> Outcome<File> {
                 "{dir} belongs to the node of {first}; name that first: --state {first}"
             )));
         }
+        // Before the states: another up of them marks them first and mounts then, so that its mount
+        // is never seen here beside states that look unmarked.
+        let ground = look_at_mount_dir(mount);
         let conditions: Vec<Condition> = states.iter().map(State::condition).collect::<Outcome<_>>()?;
         if conditions[0] != Condition::Ours {
-            look_at_mount_dir(mount)?;
+            ground?;
         }
         refuse_other_members(states)?;
         for (state, _) in

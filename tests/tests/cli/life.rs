@@ -109,6 +109,20 @@ fn many_at_once_do_what_one_does() {
 }
 
 #[test]
+fn many_first_ups_at_once_do_what_one_does() {
+    for _ in 0..4 {
+        let place = Place::new();
+        let said: Vec<String> = thread::scope(|scope| {
+            let all: Vec<_> = (0..8).map(|_| scope.spawn(|| place.expect(&["up"], 0))).collect();
+            all.into_iter().map(|one| one.join().expect("kos")).collect()
+        });
+        let started = said.iter().filter(|said| said.contains("kosfs is up")).count();
+        assert_eq!((started, place.daemons().len()), (1, 1), "{said:?}");
+        place.expect(&["down"], 0);
+    }
+}
+
+#[test]
 fn status_says_what_was_promised() {
     let place = Place::new();
     let down = |status: &Value| {
