@@ -1,5 +1,7 @@
 //! A real daemon with a real mount for one test, and seeded randomness.
 
+pub mod power;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,6 +20,10 @@ pub struct Daemon {
     root: TempDir,
     child: Option<Child>,
     ram_bytes: u64,
+    /// The daemon's binary.
+    pub program: PathBuf,
+    /// Variables of its environment.
+    pub env: Vec<(String, String)>,
 }
 
 /// A binary of this workspace, which `make build` has made.
@@ -48,7 +54,7 @@ impl Daemon {
     /// Start one on a disk of so many bytes, which is a tmpfs.
     #[must_use]
     pub fn on_disk(bytes: u64) -> Self {
-        let mut daemon = Self::without_start(0);
+        let mut daemon = Self::unstarted(0);
         let options = std::ffi::CString::new(format!("size={bytes}")).expect("options");
         mount("kos-test", daemon.state(), "tmpfs", MountFlags::empty(), Some(&*options)).expect("tmpfs");
         daemon.spawn();
@@ -58,16 +64,18 @@ impl Daemon {
     /// Start one on an empty state with so many bytes of memory tier.
     #[must_use]
     pub fn with_ram(ram_bytes: u64) -> Self {
-        let mut daemon = Self::without_start(ram_bytes);
+        let mut daemon = Self::unstarted(ram_bytes);
         daemon.spawn();
         daemon
     }
 
-    fn without_start(ram_bytes: u64) -> Self {
+    /// The directories of one, so that something can be mounted at its state first.
+    #[must_use]
+    pub fn unstarted(ram_bytes: u64) -> Self {
         let root = tempfile::Builder::new().prefix("kos-test").tempdir().expect("temporary directory");
         fs::create_dir(root.path().join("state")).expect("state directory");
         fs::create_dir(root.path().join("mnt")).expect("mount directory");
-        Self { root, child: None, ram_bytes }
+        Self { root, child: None, ram_bytes, program: binary("fabricd"), env: Vec::new() }
     }
 
     /// The mount directory.
@@ -125,7 +133,20 @@ impl Daemon {
     }
 
     /// Start it again on the same state.
+    ///
+    /// # Panics
+    /// When it does not start.
     pub fn spawn(&mut self) {
+        if let Err(e) = self.try_spawn() {
+            panic!("{e}");
+        }
+    }
+
+    /// The same, where a state may be beyond help.
+    ///
+    /// # Errors
+    /// What the daemon said when it ended instead.
+    pub fn try_spawn(&mut self) -> Result<(), String> {
         let log = fs::File::options()
             .create(true)
             .append(true)
@@ -135,7 +156,8 @@ impl Daemon {
         if let Err(e) = fs::remove_file(&run) {
             assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");
         }
-        let child = Command::new(binary("fabricd"))
+        let child = Command::new(&self.program)
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--state")
             .arg(self.state())
             .arg("--mount")
@@ -148,11 +170,15 @@ impl Daemon {
             .spawn()
             .expect("fabricd");
         self.child = Some(child);
+        let mut ended = None;
         wait_for("start", || {
-            let ended = self.child.as_mut().and_then(|c| c.try_wait().expect("child"));
-            assert!(ended.is_none(), "fabricd ended: {}", self.log());
-            run.exists()
+            ended = self.child.as_mut().and_then(|c| c.try_wait().expect("child"));
+            ended.is_some() || run.exists()
         });
+        if ended.is_some() {
+            self.child = None;
+        }
+        ended.map_or(Ok(()), |status| Err(format!("fabricd ended, {status}: {}", self.log())))
     }
 
     /// kill -9, and clear the dead mount away.
@@ -209,6 +235,17 @@ pub fn is_mounted(dir: &Path) -> bool {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("mountinfo");
     let dir = dir.to_string_lossy();
     table.lines().any(|line| line.split(' ').nth(4) == Some(&*dir))
+}
+
+/// The seed of a randomised test: `KOS_SEED`, or the time. Printed, so that a failure shows it.
+#[must_use]
+pub fn seed() -> u64 {
+    let seed = std::env::var("KOS_SEED").map_or_else(
+        |_| std::time::UNIX_EPOCH.elapsed().map_or(1, |since| u64::from(since.subsec_nanos())),
+        |seed| seed.parse().expect("KOS_SEED: a number"),
+    );
+    println!("KOS_SEED={seed}");
+    seed
 }
 
 /// Randomness from a seed, xorshift64*.

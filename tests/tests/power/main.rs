@@ -1,0 +1,195 @@
+//! Power cuts under load: the state is on a filesystem that loses, tears and reorders what was not
+//! synced. Everything acked is there to the byte, every file is one of its versions, and the node
+//! comes up by itself. A disk or a build without fsync must fail the same test.
+
+mod load;
+mod track;
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use kos_tests::power::{Cut, Disk, PowerFs};
+use kos_tests::{Daemon, Rng, binary, is_mounted, seed};
+use load::{KINDS, Kind, Worker};
+use rustix::fs::XattrFlags;
+use rustix::mount::{UnmountFlags, unmount};
+
+const DISK_BYTES: u64 = 2 << 30;
+
+/// Cuts in one run; the soak asks for more.
+fn cuts() -> u64 {
+    std::env::var("KOS_CUTS").map_or(5, |n| n.parse().expect("KOS_CUTS: a number"))
+}
+
+/// A node whose disk can lose its power.
+struct Machine {
+    // Ends before its disk does.
+    daemon: Daemon,
+    power: PowerFs,
+}
+
+impl Machine {
+    fn start(ram_bytes: u64) -> Self {
+        let mut daemon = Daemon::unstarted(ram_bytes);
+        let power = PowerFs::mount(&daemon.state(), Disk::new(DISK_BYTES));
+        // As `kos up` does.
+        let marker = File::create(daemon.state().join("kosfs-state"));
+        let marked = marker.and_then(|mut file| {
+            file.write_all(b"kosfs state, format 1\n")?;
+            file.sync_all()?;
+            File::open(daemon.state())?.sync_all()
+        });
+        marked.expect("marker");
+        daemon.spawn();
+        Self { daemon, power }
+    }
+
+    /// Everything ends at once; answers the disk as it was then.
+    fn power_off(&mut self) -> Disk {
+        let off = self.power.cut_power();
+        self.daemon.kill();
+        if is_mounted(&self.daemon.ram()) {
+            unmount(self.daemon.ram(), UnmountFlags::DETACH).expect("memory does not survive");
+        }
+        off
+    }
+
+    fn power_on(&mut self, off: &Disk, cut: Cut, rng: &mut Rng) -> Result<(), String> {
+        self.power.restart(off, cut, rng);
+        self.daemon.try_spawn()?;
+        let status =
+            Command::new(binary("kos")).arg("status").arg("--state").arg(self.daemon.state()).output();
+        let status = status.expect("kos status");
+        if !status.status.success() {
+            return Err(format!("kos status: {status:?}"));
+        }
+        Ok(())
+    }
+}
+
+/// Every name below `dir` leads somewhere and every byte can be read.
+fn walk(dir: &Path) -> Result<(), String> {
+    let step = |e: std::io::Error| format!("{}: {e}", dir.display());
+    for entry in fs::read_dir(dir).map_err(step)? {
+        let entry = entry.map_err(step)?;
+        let path = entry.path();
+        if entry.file_type().map_err(step)?.is_dir() {
+            walk(&path)?;
+        } else {
+            let bytes = fs::read(&path).map_err(|e| format!("{}: {e}", path.display()))?;
+            let len = entry.metadata().map_err(step)?.len();
+            if bytes.len() as u64 != len {
+                return Err(format!("{}: {} bytes of {len}", path.display(), bytes.len()));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// One cut under load; an error tells what was lost.
+fn round(machine: &mut Machine, workers: &mut [Worker], cut: Cut, rng: &mut Rng) -> Result<(), String> {
+    let before: u64 = workers.iter().map(Worker::acks).sum();
+    let off = std::thread::scope(|scope| {
+        for worker in &mut *workers {
+            scope.spawn(|| worker.run());
+        }
+        std::thread::sleep(Duration::from_millis(100 + rng.below(900)));
+        machine.power_off()
+    });
+    let acks = workers.iter().map(Worker::acks).sum::<u64>() - before;
+    println!("{cut:?}: {acks} acks, {} MiB on the disk", off.bytes_used() >> 20);
+    machine.power_on(&off, cut, rng)?;
+    workers.iter_mut().try_for_each(Worker::check)?;
+    walk(&machine.daemon.mem())
+}
+
+fn workers(machine: &Machine, rng: &mut Rng) -> Vec<Worker> {
+    let mem = machine.daemon.mem();
+    let workers = KINDS.iter().map(|&kind| Worker::new(kind, &mem, rng).expect("its directory")).collect();
+    File::open(&mem).and_then(|dir| dir.sync_all()).expect("fsync");
+    workers
+}
+
+#[test]
+fn nothing_acked_is_lost_by_power_cuts() {
+    let mut rng = Rng::new(seed());
+    let mut machine = Machine::start(0);
+    let mut workers = workers(&machine, &mut rng);
+    for number in 0..cuts() {
+        let cut = Cut::choose(&mut rng);
+        if let Err(e) = round(&mut machine, &mut workers, cut, &mut rng) {
+            panic!("cut {number}, {cut:?}: {e}");
+        }
+    }
+    assert!(workers.iter().all(|worker| worker.acks() > 0), "every program got an answer");
+    machine.daemon.stop();
+}
+
+/// Whole files of class memory, each of one byte repeated, until the power goes.
+fn fill(dir: &Path) {
+    for number in 1.. {
+        let write = || {
+            let mut file = File::create(dir.join((number % 8).to_string()))?;
+            file.write_all(&vec![(number % 255 + 1) as u8; 300_000])?;
+            file.sync_all()
+        };
+        if write().is_err() {
+            return;
+        }
+        // So slowly that the collector keeps the tier from overflowing to disk.
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_power_cut_takes_memory_and_shows_no_other_bytes() {
+    let mut rng = Rng::new(seed());
+    let mut machine = Machine::start(256 << 20);
+    let mut workers = [Worker::new(Kind::Overwrite, &machine.daemon.mem(), &mut rng).expect("directory")];
+    let dir = machine.daemon.mem().join("memory");
+    fs::create_dir(&dir).expect("mkdir");
+    let class = rustix::fs::setxattr(&dir, "user.kos.durability", b"memory", XattrFlags::empty());
+    class.expect("setxattr");
+    File::open(machine.daemon.mem()).and_then(|mem| mem.sync_all()).expect("fsync");
+    let mut lost = 0;
+    for _ in 0..3 {
+        let cut = Cut::choose(&mut rng);
+        let off = std::thread::scope(|scope| {
+            scope.spawn(|| fill(&dir));
+            scope.spawn(|| workers[0].run());
+            std::thread::sleep(Duration::from_millis(300 + rng.below(500)));
+            machine.power_off()
+        });
+        machine.power_on(&off, cut, &mut rng).expect("the node is back");
+        workers[0].check().expect("class disk loses nothing");
+        for entry in fs::read_dir(&dir).expect("directory") {
+            match fs::read(entry.expect("entry").path()) {
+                Ok(bytes) => {
+                    let first = bytes.first().copied().unwrap_or(1);
+                    assert!(first != 0 && bytes.iter().all(|&b| b == first), "{cut:?}: not what was written");
+                }
+                Err(e) => {
+                    assert_eq!(e.raw_os_error(), Some(libc::EIO), "{cut:?}: {e}");
+                    lost += 1;
+                }
+            }
+        }
+    }
+    assert!(lost > 0, "memory does not survive a power cut");
+    fs::write(dir.join("new"), [7; 9000]).expect("write");
+    assert!(fs::read(dir.join("new")).expect("read") == [7; 9000]);
+    machine.daemon.stop();
+}
+
+#[test]
+fn a_disk_that_ignores_fsync_fails_this_test() {
+    let mut rng = Rng::new(seed());
+    let mut machine = Machine::start(0);
+    let mut workers = workers(&machine, &mut rng);
+    machine.power.ignore_fsync();
+    let lost = (0..5).find_map(|_| round(&mut machine, &mut workers, Cut::Pieces, &mut rng).err());
+    println!("lost: {}", lost.expect("a loss is seen"));
+}

@@ -1,0 +1,76 @@
+//! What a file may hold after a cut: what was last acked, or anything it became since.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+
+/// A file's bytes, or none when there is no file.
+pub(crate) type State = Option<Vec<u8>>;
+
+/// One file, seen by the one thread that changes it.
+#[derive(Debug)]
+pub(crate) struct Track {
+    pub(crate) path: PathBuf,
+    /// The acked state first, then each later one in order.
+    states: Vec<State>,
+    pub(crate) acks: u64,
+}
+
+impl Track {
+    pub(crate) fn new(path: PathBuf) -> Self {
+        Self { path, states: vec![None], acks: 0 }
+    }
+
+    /// What programs see.
+    pub(crate) fn now(&self) -> &State {
+        self.states.last().expect("one at least")
+    }
+
+    /// About to become this.
+    pub(crate) fn becomes(&mut self, state: State) {
+        self.states.push(state);
+    }
+
+    /// What it is now is promised.
+    pub(crate) fn acked(&mut self) {
+        self.states.drain(..self.states.len() - 1);
+        self.acks += 1;
+    }
+
+    /// That there is a file, or none, is promised; its bytes are not.
+    pub(crate) fn name_acked(&mut self) {
+        let born = self.states.iter().rposition(Option::is_none).map_or(0, |none| none + 1);
+        self.states.drain(..born.min(self.states.len() - 1));
+        self.acks += 1;
+    }
+
+    /// Changes that nothing has acked.
+    pub(crate) fn unacked(&self) -> usize {
+        self.states.len() - 1
+    }
+
+    /// Look at the file after a cut; what it is now is what it has to stay.
+    pub(crate) fn check(&mut self) -> Result<(), String> {
+        let found = match fs::read(&self.path) {
+            Ok(bytes) => Some(bytes),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) => return Err(format!("{}: {e}", self.path.display())),
+        };
+        if !self.states.contains(&found) {
+            let tell = |state: &State| {
+                state.as_ref().map_or_else(
+                    || "none".to_owned(),
+                    |bytes| {
+                        let wrong = self.states.iter().flatten().find(|s| s.len() == bytes.len());
+                        let at = wrong.and_then(|s| s.iter().zip(bytes).position(|(a, b)| a != b));
+                        format!("{} bytes beginning {:?}, differs at {at:?}", bytes.len(), bytes.get(..8))
+                    },
+                )
+            };
+            let states: Vec<String> = self.states.iter().map(tell).collect();
+            return Err(format!("{}: is {}, may be {states:?}", self.path.display(), tell(&found)));
+        }
+        self.states = vec![found];
+        Ok(())
+    }
+}
