@@ -71,19 +71,20 @@ stop: toolchain
 test: test-deps toolchain
 	@$(STEP) begin
 	@$(STEP) format cargo fmt --all --check
+	@$(STEP) format-fuzz cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	@$(STEP) build cargo build --release --locked --workspace
 	@$(STEP) clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(STEP) deny cargo deny --all-features check bans licenses sources; \
 	else echo "== deny: left out: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
 	@$(STEP) tests cargo test --release --locked --workspace
-	@if [ -x tests/suites/run.sh ]; then $(STEP) suites tests/suites/run.sh; \
-	else echo "== suites: not built yet (tests/suites/run.sh)"; fi
+	@$(STEP) fuzz tests/fuzz/run.sh 3
+	@$(STEP) suites tests/suites/run.sh
 	@$(STEP) end
 
 soak: build
 	@tools/deps.sh $(TEST_DEPS) $(SOAK_DEPS)
-	@if [ -x tests/suites/run.sh ]; then $(STEP) soak tests/suites/run.sh --long; \
-	else echo "make: the long suites are not built yet (tests/suites/run.sh)" >&2; exit 1; fi
+	@$(STEP) fuzz tests/fuzz/run.sh 300
+	@$(STEP) suites tests/suites/run.sh --long
 
 bench: test-deps build
 	@$(STEP) bench $(AS_ROOT) "$(BIN)/kos-bench"
