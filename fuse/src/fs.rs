@@ -25,7 +25,6 @@ enum Handle {
     /// Of a region.
     File {
         ino: Ino,
-        append: bool,
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
     },
@@ -308,16 +307,15 @@ impl<F: Fabric> Fs<F> {
         }
         // It may have gone since the kernel looked it up.
         self.fabric.attr(ino)?;
-        Ok(self.opened(ino, flags))
+        Ok(self.opened(ino))
     }
 
     /// A handle for an inode that is known to be there.
-    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> (u64, Caching) {
+    pub(crate) fn opened(&self, ino: Ino) -> (u64, Caching) {
         let node = self.files.open(ino);
-        let append = flags & libc::O_APPEND != 0;
-        let direct = append || flags & libc::O_DIRECT != 0;
-        let handle = self.add_handle(Handle::File { ino, append, errors_seen: node.errors() });
-        (handle, if direct { Caching::Direct } else { Caching::Keep })
+        // Also for O_DIRECT and O_APPEND: the kernel keeps those in step with its page cache
+        // itself, which it does not do for a file whose reads and writes all come here (ADR 0010).
+        (self.add_handle(Handle::File { ino, errors_seen: node.errors() }), Caching::Keep)
     }
 
     fn add_handle(&self, handle: Handle) -> u64 {
@@ -346,8 +344,10 @@ impl<F: Fabric> Fs<F> {
         self.files.read(ino, off, len)
     }
 
-    /// `kill` clears setuid and setgid: the kernel says so for writers without privilege.
-    pub(crate) fn write(&self, ino: Ino, handle: u64, off: u64, data: &[u8], kill: bool) -> Result<()> {
+    /// Without an offset the bytes are appended: the kernel's idea of the end may be old, ours is
+    /// taken under the file's lock. `kill` clears setuid and setgid: the kernel says so for
+    /// writers without privilege.
+    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8], kill: bool) -> Result<()> {
         if control::owns(ino) {
             let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
             return write(data, &|| self.flush_all());
@@ -355,9 +355,7 @@ impl<F: Fabric> Fs<F> {
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
-        let append = matches!(lock(&self.handles).get(&handle), Some(Handle::File { append: true, .. }));
-        // The kernel's idea of the end may be old: ours is taken under the file's lock.
-        self.files.write(ino, (!append).then_some(off), data)
+        self.files.write(ino, off, data)
     }
 
     /// close(2) of one descriptor: what failed in the background is told once.

@@ -7,6 +7,8 @@ mod file;
 mod fs;
 mod mount;
 mod session;
+#[cfg(test)]
+mod tests;
 
 pub use control::{ControlFile, WriteControl};
 pub use mount::{MountOptions, Mounted, mount};

@@ -310,13 +310,13 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        flags: i32,
+        _flags: i32,
         reply: ReplyCreate,
     ) {
         let bits = (mode & 0o7777, umask, 0);
         match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, cred(req), b"") {
             Ok(attr) => {
-                let (handle, caching) = self.0.opened(attr.ino, flags);
+                let (handle, caching) = self.0.opened(attr.ino);
                 reply.created(
                     &TTL,
                     &file_attr(&attr),
@@ -350,16 +350,19 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         &self,
         _req: &Request,
         node: INodeNo,
-        fh: FileHandle,
+        _fh: FileHandle,
         offset: u64,
         data: &[u8],
         write_flags: WriteFlags,
-        _flags: OpenFlags,
+        flags: OpenFlags,
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
-        match self.0.write(ino(node), fh.0, offset, data, kill) {
+        // The flags are the descriptor's as they are now, after any fcntl(2). A mapping's pages come
+        // through whichever descriptor may write, and belong where they are.
+        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        match self.0.write(ino(node), (!appends).then_some(offset), data, kill) {
             // A request holds at most MAX_WRITE bytes.
             Ok(()) => reply.written(data.len() as u32),
             Err(e) => reply.error(errno(&e)),

@@ -1,0 +1,145 @@
+//! Descriptors of different kinds on one file: page cache, O_DIRECT, O_APPEND and mapped.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use memmap2::MmapMut;
+use rustix::fs::{OFlags, fcntl_setfl};
+
+use super::{Live, Rng, put};
+
+const BLOCK: usize = 4096;
+
+fn both() -> OpenOptions {
+    OpenOptions::new().read(true).write(true).clone()
+}
+
+fn map(file: &File) -> MmapMut {
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
+    // SAFETY: the tests reach mappings only through this slice and do not shorten the file.
+    unsafe { MmapMut::map_mut(file) }.expect("mmap")
+}
+
+/// The kernel writes a mapping's pages back through any descriptor that maps the file for writing.
+#[test]
+fn a_mapping_is_written_where_it_is_although_its_descriptor_appends() {
+    let live = Live::new();
+    let path = live.path("file");
+    put(&path, &[1; 100_000]);
+    let append = OpenOptions::new().read(true).append(true).open(&path).expect("append");
+    let mut pages = map(&append);
+    pages[5000..5003].copy_from_slice(b"new");
+    pages.flush().expect("msync");
+    (&append).write_all(b"end").expect("append");
+    drop((append, pages));
+    let found = fs::read(&path).expect("read");
+    assert_eq!((found.len(), &found[5000..5003], &found[100_000..]), (100_003, &b"new"[..], &b"end"[..]));
+}
+
+/// fcntl(2) gives O_APPEND and takes it away while a file is open.
+#[test]
+fn append_is_what_the_descriptor_says_now() {
+    let live = Live::new();
+    let path = live.path("file");
+    put(&path, b"0123456789");
+    let file = OpenOptions::new().append(true).open(&path).expect("append");
+    fcntl_setfl(&file, OFlags::empty()).expect("F_SETFL");
+    file.write_all_at(b"ab", 2).expect("write");
+    assert_eq!(fs::read(&path).expect("read"), b"01ab456789");
+    fcntl_setfl(&file, OFlags::APPEND).expect("F_SETFL");
+    (&file).write_all(b"cd").expect("write");
+    assert_eq!(fs::read(&path).expect("read"), b"01ab456789cd");
+    drop(file);
+    let file = both().open(&path).expect("open");
+    fcntl_setfl(&file, OFlags::APPEND).expect("F_SETFL");
+    (&file).write_all(b"ef").expect("write");
+    assert_eq!(fs::read(&path).expect("read"), b"01ab456789cdef");
+}
+
+/// A log that one writes with O_APPEND and others follow. A size may show before its bytes are
+/// there to be read; other bytes than those that were written never do.
+#[test]
+fn a_follower_reads_what_was_appended() {
+    let live = Live::new();
+    let path = live.path("log");
+    let mut log = OpenOptions::new().append(true).create(true).open(&path).expect("create");
+    let mut rng = Rng::seeded(1);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let file = File::open(&path).expect("open");
+                while !stop.load(Ordering::Relaxed) {
+                    let len = file.metadata().expect("stat").len();
+                    let mut tail = [0; 2 * BLOCK];
+                    let found = file.read_at(&mut tail, len.saturating_sub(BLOCK as u64)).expect("read");
+                    assert!(tail[..found].iter().all(|&b| b == b'x'), "a byte that nobody wrote, of {len}");
+                }
+            });
+        }
+        let mut written = 0;
+        for _ in 0..4000 {
+            let len = 1 + rng.below(300);
+            log.write_all(&vec![b'x'; len]).expect("append");
+            written += len;
+            assert_eq!(log.metadata().expect("stat").len(), written as u64);
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+/// Once an O_DIRECT write has returned, nobody reads what was there before, although readers bring
+/// pages into the cache all the time.
+#[test]
+fn a_direct_write_is_seen_by_cached_readers() {
+    let live = Live::new();
+    let path = live.path("file");
+    put(&path, &[1; 4 * BLOCK]);
+    let direct = both().custom_flags(libc::O_DIRECT).open(&path).expect("direct");
+    let cached = both().open(&path).expect("cached");
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let file = File::open(&path).expect("open");
+                let mut out = [0; 4 * BLOCK];
+                while !stop.load(Ordering::Relaxed) {
+                    file.read_exact_at(&mut out, 0).expect("read");
+                }
+            });
+        }
+        for round in 0..3000 {
+            let byte = (round % 255) as u8 + 1;
+            let at = round % 4 * BLOCK;
+            direct.write_all_at(&[byte; BLOCK], at as u64).expect("direct write");
+            let mut out = [0; BLOCK];
+            cached.read_exact_at(&mut out, at as u64).expect("read");
+            assert_eq!(out, [byte; BLOCK], "round {round}");
+        }
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn direct_reads_and_writes_agree_with_a_mapping() {
+    let live = Live::new();
+    let path = live.path("file");
+    put(&path, &[1; 16 * BLOCK]);
+    let file = both().open(&path).expect("open");
+    let direct = both().custom_flags(libc::O_DIRECT).open(&path).expect("direct");
+    let mut pages = map(&file);
+    for round in 0..100 {
+        pages[BLOCK..2 * BLOCK].fill(round);
+        let mut out = [0; 3 * BLOCK];
+        direct.read_exact_at(&mut out, 0).expect("read");
+        assert!(out[BLOCK..2 * BLOCK] == [round; BLOCK], "round {round}: what the mapping holds");
+        // A page that is dirty in the mapping, and its half.
+        pages[2 * BLOCK..3 * BLOCK].fill(round);
+        direct.write_all_at(&[!round; BLOCK / 2], 2 * BLOCK as u64).expect("write");
+        assert!(pages[2 * BLOCK..2 * BLOCK + BLOCK / 2] == [!round; BLOCK / 2], "round {round}: written");
+        assert!(pages[2 * BLOCK + BLOCK / 2..3 * BLOCK] == [round; BLOCK / 2], "round {round}: kept");
+    }
+}

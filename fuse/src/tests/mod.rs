@@ -1,0 +1,60 @@
+//! The whole crate over the model fabric: without the kernel, and through real mounts.
+
+mod caches;
+mod live;
+mod model;
+mod random;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use kos_types::{Cred, FileKind, Ino, ROOT};
+
+use crate::fs::Fs;
+use live::Live;
+use model::Model;
+
+/// A filesystem without a mount.
+fn unmounted() -> (Arc<Model>, Fs<Model>) {
+    let model = Arc::<Model>::default();
+    (Arc::clone(&model), Fs::new(model, Vec::new()))
+}
+
+fn create(fs: &Fs<Model>, name: &str) -> Ino {
+    let cred = Cred { uid: 0, gid: 0 };
+    let name = (ROOT, name.as_bytes());
+    fs.create(name, FileKind::File, (0o644, 0, 0), cred, b"").expect("create").ino
+}
+
+/// Randomness from a seed, xorshift64*.
+struct Rng(u64);
+
+impl Rng {
+    /// From `KOS_SEED`, or from the test's own number; printed, and shown when the test fails.
+    fn seeded(own: u64) -> Self {
+        let seed = std::env::var("KOS_SEED").map_or(own, |seed| seed.parse().expect("KOS_SEED: a number"));
+        eprintln!("KOS_SEED={seed}");
+        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 >> 12;
+        self.0 ^= self.0 << 25;
+        self.0 ^= self.0 >> 27;
+        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+    }
+
+    /// A number below `n`.
+    fn below(&mut self, n: usize) -> usize {
+        ((self.next() >> 11) % n as u64) as usize
+    }
+
+    fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| (self.next() >> 32) as u8).collect()
+    }
+}
+
+/// Write a file in one go.
+fn put(path: &Path, data: &[u8]) {
+    std::fs::write(path, data).expect("write");
+}
