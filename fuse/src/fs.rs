@@ -1,6 +1,6 @@
 //! What file operations mean, without a word of the kernel's protocol.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,6 +11,7 @@ use kos_types::{
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Files, now};
+use crate::known::Known;
 
 /// `.` and `..` in listings.
 const DOT: u64 = 1;
@@ -61,8 +62,7 @@ pub(crate) struct Fs<F> {
     control: Tree,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
-    /// Inodes without a name that the kernel still knows: reaped when it forgets them.
-    orphans: Mutex<HashSet<Ino>>,
+    known: Known,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -85,7 +85,7 @@ impl<F: Fabric> Fs<F> {
             control: Tree::new(control, now()),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
-            orphans: Mutex::default(),
+            known: Known::default(),
         }
     }
 
@@ -185,15 +185,32 @@ impl<F: Fabric> Fs<F> {
 
     /// The kernel forgets an inode without a name when its last user lets go.
     fn unlinked(&self, attr: &Attr) {
-        if attr.nlink == 0 {
-            lock(&self.orphans).insert(attr.ino);
+        if attr.nlink == 0 && self.known.unnamed(attr.ino) {
+            self.reap(attr.ino);
         }
     }
 
-    pub(crate) fn forget(&self, ino: Ino) {
-        if !lock(&self.orphans).remove(&ino) {
-            return;
+    /// The answer that is about to go to the kernel names an inode, which counts until it is
+    /// forgotten.
+    pub(crate) fn told(&self, ino: Ino) {
+        if !control::owns(ino) {
+            self.known.told(ino);
         }
+    }
+
+    /// The kernel forgot so many of the answers that named an inode.
+    pub(crate) fn forget(&self, ino: Ino, times: u64) {
+        if self.known.forgot(ino, times) {
+            self.reap(ino);
+        }
+    }
+
+    /// The mount is gone, and with it every user of a file.
+    pub(crate) fn end(&self) {
+        self.known.end().into_iter().for_each(|ino| self.reap(ino));
+    }
+
+    fn reap(&self, ino: Ino) {
         self.files.forget(ino);
         if let Err(e) = self.fabric.propose(Op::Reap { ino }) {
             eprintln!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);

@@ -44,6 +44,8 @@ pub struct MountOptions {
 pub struct Mounted {
     dir: PathBuf,
     flush: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Drop what only the mount's users held.
+    end: Box<dyn Fn() + Send + Sync>,
     /// Disconnected when the session has ended and holds the fabric no more.
     ended: Receiver<()>,
     _flusher: Flusher,
@@ -93,6 +95,10 @@ pub fn mount<F: Fabric + 'static>(
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
     Ok(Mounted {
         dir: options.dir.clone(),
+        end: Box::new({
+            let fs = Arc::clone(&fs);
+            move || fs.end()
+        }),
         flush: Box::new(move || fs.flush_all()),
         ended: session_ended,
         _flusher: flusher,
@@ -161,6 +167,7 @@ impl Mounted {
         if self.ended.recv_timeout(END_DEADLINE) == Err(RecvTimeoutError::Timeout) {
             return Err(Error::new(Kind::TimedOut, "unmount: the session does not end"));
         }
+        (self.end)();
         self.flush_all()
     }
 

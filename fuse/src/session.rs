@@ -129,9 +129,12 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-fn entry(reply: ReplyEntry, result: Result<Attr, Error>) {
+fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, result: Result<Attr, Error>) {
     match result {
-        Ok(attr) => reply.entry(&TTL, &file_attr(&attr), Generation(0)),
+        Ok(attr) => {
+            fs.told(attr.ino);
+            reply.entry(&TTL, &file_attr(&attr), Generation(0));
+        }
         Err(e) => reply.error(errno(&e)),
     }
 }
@@ -187,11 +190,11 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        entry(reply, self.0.lookup((ino(parent), name.as_bytes())));
+        entry(&self.0, reply, self.0.lookup((ino(parent), name.as_bytes())));
     }
 
-    fn forget(&self, _req: &Request, node: INodeNo, _nlookup: u64) {
-        self.0.forget(ino(node));
+    fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
+        self.0.forget(ino(node), nlookup);
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
@@ -247,12 +250,16 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let bits = (mode & 0o7777, umask, rdev);
-        entry(reply, self.0.create((ino(parent), name.as_bytes()), kind, bits, cred(req), b""));
+        entry(&self.0, reply, self.0.create((ino(parent), name.as_bytes()), kind, bits, cred(req), b""));
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let bits = (mode & 0o7777, umask, 0);
-        entry(reply, self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, cred(req), b""));
+        entry(
+            &self.0,
+            reply,
+            self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, cred(req), b""),
+        );
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
@@ -266,7 +273,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let name = (ino(parent), name.as_bytes());
-        entry(reply, self.0.create(name, FileKind::Symlink, (0o777, 0, 0), cred(req), target));
+        entry(&self.0, reply, self.0.create(name, FileKind::Symlink, (0o777, 0, 0), cred(req), target));
     }
 
     fn rename(
@@ -293,7 +300,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     }
 
     fn link(&self, _req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        entry(reply, self.0.link(ino(node), (ino(newparent), newname.as_bytes())));
+        entry(&self.0, reply, self.0.link(ino(node), (ino(newparent), newname.as_bytes())));
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -317,6 +324,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, cred(req), b"") {
             Ok(attr) => {
                 let (handle, caching) = self.0.opened(attr.ino);
+                self.0.told(attr.ino);
                 reply.created(
                     &TTL,
                     &file_attr(&attr),
@@ -428,13 +436,22 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let mut told = Vec::new();
         let result = self.0.list(ino(node), offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
-            reply.add(node, entry.cookie, name, &TTL, &attr, Generation(0))
+            let full = reply.add(node, entry.cookie, name, &TTL, &attr, Generation(0));
+            // The kernel counts each entry as a lookup, but for these two.
+            if !full && name != "." && name != ".." {
+                told.push(entry.attr.ino);
+            }
+            full
         });
         match result {
-            Ok(()) => reply.ok(),
+            Ok(()) => {
+                told.into_iter().for_each(|ino| self.0.told(ino));
+                reply.ok();
+            }
             Err(e) => reply.error(errno(&e)),
         }
     }

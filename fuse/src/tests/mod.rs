@@ -3,6 +3,7 @@
 mod caches;
 mod live;
 mod model;
+mod names;
 mod random;
 
 use std::path::Path;
@@ -23,7 +24,9 @@ fn unmounted() -> (Arc<Model>, Fs<Model>) {
 fn create(fs: &Fs<Model>, name: &str) -> Ino {
     let cred = Cred { uid: 0, gid: 0 };
     let name = (ROOT, name.as_bytes());
-    fs.create(name, FileKind::File, (0o644, 0, 0), cred, b"").expect("create").ino
+    let ino = fs.create(name, FileKind::File, (0o644, 0, 0), cred, b"").expect("create").ino;
+    fs.told(ino);
+    ino
 }
 
 /// Randomness from a seed, xorshift64*.

@@ -223,7 +223,7 @@ fn the_filesystem_equals_a_byte_array() {
             target.fs.unlink((ROOT, name.as_bytes())).expect("unlink");
         }
         for ino in files {
-            target.fs.forget(ino);
+            target.fs.forget(ino, 1);
         }
         assert_eq!((model.stripes(), model.orphans()), (0, Vec::new()), "nothing is left");
     }

@@ -1,0 +1,99 @@
+//! The inodes the kernel knows: how often it was told of each and has not forgotten it. One that
+//! lost its last name lives until then, because open files, mappings and working directories hold
+//! it. The table has an entry of about 32 bytes for each inode in the kernel's own cache.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use kos_types::Ino;
+
+/// Parts with a lock of their own: every lookup passes here.
+const SHARDS: usize = 16;
+
+#[derive(Debug, Default)]
+struct Inode {
+    /// Answers that named it, less those the kernel forgot.
+    lookups: u64,
+    /// It has no name any more.
+    orphan: bool,
+}
+
+/// All of a mount.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    shards: [Mutex<HashMap<Ino, Inode>>; SHARDS],
+}
+
+fn lock(shard: &Mutex<HashMap<Ino, Inode>>) -> MutexGuard<'_, HashMap<Ino, Inode>> {
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Known {
+    fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Inode>> {
+        lock(&self.shards[(ino.0 % SHARDS as u64) as usize])
+    }
+
+    /// The kernel is about to be told of it once more.
+    pub(crate) fn told(&self, ino: Ino) {
+        self.shard(ino).entry(ino).or_default().lookups += 1;
+    }
+
+    /// The kernel forgot so many of them. A forget may be late: the kernel may have been told of
+    /// the inode again since it decided to forget. Whether the inode is to be dropped.
+    pub(crate) fn forgot(&self, ino: Ino, times: u64) -> bool {
+        let mut shard = self.shard(ino);
+        let Entry::Occupied(mut entry) = shard.entry(ino) else { return false };
+        let inode = entry.get_mut();
+        inode.lookups = inode.lookups.saturating_sub(times);
+        inode.lookups == 0 && entry.remove().orphan
+    }
+
+    /// It lost its last name. Whether it is to be dropped at once: the kernel does not know it.
+    pub(crate) fn unnamed(&self, ino: Ino) -> bool {
+        match self.shard(ino).get_mut(&ino) {
+            Some(inode) => {
+                inode.orphan = true;
+                false
+            }
+            None => true,
+        }
+    }
+
+    /// The kernel forgot all of them with its mount. Those to be dropped.
+    pub(crate) fn end(&self) -> Vec<Ino> {
+        let all = self.shards.iter().flat_map(|shard| std::mem::take(&mut *lock(shard)));
+        all.filter(|(_, inode)| inode.orphan).map(|(ino, _)| ino).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Ino = Ino(77);
+
+    #[test]
+    fn an_orphan_goes_with_the_last_of_what_was_told() {
+        let known = Known::default();
+        known.told(FILE);
+        known.told(FILE);
+        assert!(!known.forgot(FILE, 1), "it has a name");
+        assert!(!known.unnamed(FILE), "the kernel knows it");
+        known.told(FILE);
+        assert!(!known.forgot(FILE, 1), "an old forget that came late");
+        assert!(known.forgot(FILE, 1));
+        assert!(!known.forgot(FILE, 1), "once");
+        assert!(known.unnamed(FILE), "nobody knows it");
+    }
+
+    #[test]
+    fn orphans_go_with_the_mount() {
+        let known = Known::default();
+        known.told(FILE);
+        known.told(Ino(78));
+        assert!(!known.unnamed(FILE));
+        assert_eq!(known.end(), [FILE]);
+        assert!(known.end().is_empty());
+    }
+}
