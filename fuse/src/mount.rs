@@ -12,8 +12,8 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, SessionACL};
-use kos_types::{Error, Fabric, Kind, Result};
+use fuser::{Config, INodeNo, Notifier, SessionACL};
+use kos_types::{Error, Fabric, Ino, Kind, Result};
 use rustix::fs::{major, minor};
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
 
@@ -44,6 +44,8 @@ pub struct MountOptions {
 pub struct Mounted {
     dir: PathBuf,
     flush: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Fetch what mappings hold of open files.
+    write_back: Box<dyn Fn() -> Result<()> + Send + Sync>,
     /// Drop what only the mount's users held.
     end: Box<dyn Fn() + Send + Sync>,
     /// Disconnected when the session has ended and holds the fabric no more.
@@ -80,6 +82,7 @@ pub fn mount<F: Fabric + 'static>(
             Error::io("mount: handshake with the kernel", &e)
         })?;
 
+    let notifier = session.notifier();
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.run() {
@@ -95,6 +98,10 @@ pub fn mount<F: Fabric + 'static>(
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
     Ok(Mounted {
         dir: options.dir.clone(),
+        write_back: Box::new({
+            let files = Arc::clone(&fs.files);
+            move || write_back(&notifier, &files.open_files())
+        }),
         end: Box::new({
             let fs = Arc::clone(&fs);
             move || fs.end()
@@ -126,6 +133,19 @@ fn attach(options: &MountOptions) -> Result<OwnedFd> {
     )
     .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e.into()))?;
     Ok(device.into())
+}
+
+/// Have the kernel hand over the dirty pages of mappings. syncfs(2) does not wait for those of a
+/// FUSE filesystem; throwing a file's pages out does. Never from a thread that serves requests.
+fn write_back(notifier: &Notifier, files: &[Ino]) -> Result<()> {
+    for file in files {
+        match notifier.inval_inode(INodeNo(file.0), 0, 0) {
+            // The kernel has forgotten it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => (),
+            other => other.map_err(|e| Error::io("unmount: pages of mappings", &e))?,
+        }
+    }
+    Ok(())
 }
 
 fn raise_readahead(dir: &Path) -> io::Result<()> {
@@ -174,10 +194,7 @@ impl Mounted {
     /// Unmount although programs use it.
     fn cut_off(&self) -> Result<()> {
         eprintln!("kos-fuse: {} is in use: its open files are cut off", self.dir.display());
-        // Stores into mappings are still in the page cache.
-        let dir = fs::File::open(&self.dir).map_err(|e| Error::io("unmount: open", &e))?;
-        rustix::fs::syncfs(&dir).map_err(|e| Error::io("unmount: syncfs", &e.into()))?;
-        drop(dir);
+        (self.write_back)()?;
         self.flush_all()?;
         unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH)
             .map_err(|e| Error::io("unmount", &e.into()))

@@ -88,6 +88,14 @@ fn a_mount_in_use_is_cut_off_and_loses_nothing() {
     // SAFETY: nobody else writes this file while it is mapped.
     let mut map = unsafe { MmapOptions::new().map_mut(&file).expect("mmap") };
     map[..5000].fill(3);
+    // More than the kernel hands over in a moment.
+    let large = daemon.mem().join("large");
+    let stores = OpenOptions::new().read(true).write(true).create_new(true).open(&large).expect("create");
+    stores.set_len(32 << 20).expect("extend");
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; this test owns the file")]
+    // SAFETY: nobody else writes this file while it is mapped.
+    let mut filled = unsafe { MmapOptions::new().map_mut(&stores).expect("mmap") };
+    filled.fill(4);
     daemon.stop();
     assert!(file.sync_all().is_err(), "the old mount is gone");
     daemon.spawn();
@@ -96,6 +104,7 @@ fn a_mount_in_use_is_cut_off_and_loses_nothing() {
     expected[..5000].fill(3);
     expected[500_000..505_000].fill(2);
     assert!(found == expected);
+    assert!(fs::read(&large).expect("read").iter().all(|&byte| byte == 4), "stores into a mapping are lost");
     daemon.stop();
 }
 

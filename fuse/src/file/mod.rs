@@ -73,6 +73,12 @@ impl<F: Fabric> Files<F> {
         self.leave(ino);
     }
 
+    /// All files that are open.
+    pub(crate) fn open_files(&self) -> Vec<Ino> {
+        let nodes = self.nodes();
+        nodes.iter().filter(|(_, node)| node.state().opens > 0).map(|(&ino, _)| ino).collect()
+    }
+
     /// Take a node that is clean and not open out of the table.
     fn leave(&self, ino: Ino) {
         if let Entry::Occupied(entry) = self.nodes().entry(ino) {
