@@ -7,7 +7,7 @@ use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Resu
 
 use crate::quota::{Account, Charge};
 use crate::record::{Inode, State, Usage};
-use crate::{Changes, Overlay, Tables, extents, history, keys, namespace, quota, session};
+use crate::{Changes, Overlay, Tables, extents, history, job, keys, namespace, quota, session};
 
 /// What a command did.
 #[derive(Debug)]
@@ -149,6 +149,7 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
             Ok(Reply::Batch(txn.state.batch))
         }
         Op::Collected { stripes } => extents::collected(txn, stripes).map(|()| Reply::Done),
+        Op::Job(op) => job::run(txn, op),
     }
 }
 
@@ -176,7 +177,8 @@ const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
         | Op::FenceSession { .. }
         | Op::TakeSnapshot { .. }
         | Op::DropSnapshot { .. }
-        | Op::Prune { .. } => [None, None],
+        | Op::Prune { .. }
+        | Op::Job(_) => [None, None],
     }
 }
 

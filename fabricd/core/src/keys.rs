@@ -2,7 +2,7 @@
 
 use alloc::vec::Vec;
 
-use kos_types::{Ino, Seq, SessionId, StripeId};
+use kos_types::{Ino, JobId, Seq, SessionId, StripeId};
 
 /// The state machine's own counters.
 pub const STATE: &[u8] = b"M";
@@ -188,6 +188,27 @@ pub fn tree(dir: Ino) -> Vec<u8> {
 #[must_use]
 pub fn fence(ino: Ino) -> Vec<u8> {
     key(b'F', &[ino.0], &[])
+}
+
+/// The jobs' counters.
+pub const JOBS: &[u8] = b"J";
+
+/// `J|job`: job.
+#[must_use]
+pub fn job(id: JobId) -> Vec<u8> {
+    key(b'J', &[id.0], &[])
+}
+
+/// `J|job|t`: the text a job was submitted with.
+#[must_use]
+pub fn job_text(id: JobId) -> Vec<u8> {
+    key(b'J', &[id.0], b"t")
+}
+
+/// `W|job`: a job that has not ended.
+#[must_use]
+pub fn job_active(id: JobId) -> Vec<u8> {
+    key(b'W', &[id.0], &[])
 }
 
 /// The big-endian u64 at `at` of a key.

@@ -7,6 +7,7 @@ mod acl;
 mod apply;
 mod extents;
 mod history;
+pub mod job;
 pub mod keys;
 mod namespace;
 pub mod policy;

@@ -8,7 +8,7 @@ use kos_types::{Attr, Class, Error, FileKind, Geometry, Ino, Kind, Policy, Resul
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
 
 impl<'a> Reader<'a> {
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
+    pub(crate) fn take(&mut self, n: usize) -> Result<&'a [u8]> {
         let Some((head, rest)) = self.0.split_at_checked(n) else {
             return Err(Error::new(Kind::Io, "record: too short"));
         };

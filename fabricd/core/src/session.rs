@@ -3,11 +3,11 @@
 
 use alloc::vec::Vec;
 
-use kos_types::{Attr, Error, Ino, Kind, Op, Origin, Reply, Result, SessionId, Snapshot, limits};
+use kos_types::{Attr, Error, Ino, JobId, Kind, Op, Origin, Reply, Result, Seq, SessionId, Snapshot, limits};
 
 use crate::apply::Txn;
 use crate::record::{Reader, Session};
-use crate::{Tables, keys, record};
+use crate::{Tables, job, keys, record};
 
 /// Answers dropped with one command, so that none takes long.
 const DROP: usize = 64;
@@ -165,6 +165,11 @@ fn encode_reply(reply: &Reply) -> Vec<u8> {
             out.push(7);
             out.extend_from_slice(next.as_deref().unwrap_or_default());
         }
+        Reply::Job(found) => {
+            out.push(8);
+            out.extend_from_slice(&found.id.0.to_le_bytes());
+            out.extend_from_slice(&job::encode(Seq(0), found));
+        }
     }
     out
 }
@@ -184,6 +189,7 @@ fn decode_reply(bytes: &[u8]) -> Result<Reply> {
         5 => Reply::Session(SessionId(r.u64()?), r.u64()?),
         6 => Reply::Snapshot(Snapshot { view: r.u64()?, taken: r.time()?, name: r.0.to_vec() }),
         7 => Reply::Pruned(Some(r.0.to_vec()).filter(|next| !next.is_empty())),
+        8 => Reply::Job(job::decode(JobId(r.u64()?), r.0)?),
         _ => return Err(Error::new(Kind::Io, "answer record: unknown")),
     })
 }

@@ -1,6 +1,6 @@
 //! Commands: everything that changes metadata, as it goes through the log.
 
-use crate::{Attr, FileKind, Ino, Policy, SessionId, Snapshot, StripeId, Time};
+use crate::{Attr, FileKind, Ino, Job, JobOp, Policy, SessionId, Snapshot, StripeId, Time};
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -286,6 +286,8 @@ pub enum Op {
         /// The stripes, each with the second it died.
         stripes: Vec<(u64, StripeId)>,
     },
+    /// A change of a job. Replies `Job`.
+    Job(JobOp),
 }
 
 /// The answer to a command.
@@ -312,4 +314,6 @@ pub enum Reply {
     Snapshot(Snapshot),
     /// Where the next step begins, or nothing when all was looked at.
     Pruned(Option<Vec<u8>>),
+    /// The job as it is now.
+    Job(Job),
 }

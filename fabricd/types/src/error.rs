@@ -45,6 +45,8 @@ pub enum Kind {
     Busy,
     /// The deadline passed.
     TimedOut,
+    /// A signal came while the caller waited.
+    Interrupted,
     /// The operation is not offered.
     Unsupported,
     /// Bytes are lost or the device failed.
@@ -86,6 +88,12 @@ impl Error {
         self.kind
     }
 
+    /// What was being done, or what was wrong with it.
+    #[must_use]
+    pub fn step(&self) -> &str {
+        &self.step
+    }
+
     /// The errno a program sees.
     #[must_use]
     pub const fn errno(&self) -> i32 {
@@ -110,6 +118,7 @@ impl Error {
             Kind::ReadOnly => libc::EROFS,
             Kind::Busy => libc::EAGAIN,
             Kind::TimedOut => libc::ETIMEDOUT,
+            Kind::Interrupted => libc::EINTR,
             Kind::Unsupported => libc::EOPNOTSUPP,
             Kind::Io => libc::EIO,
         }

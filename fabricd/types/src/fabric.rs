@@ -1,6 +1,8 @@
 //! The seam between front ends (a mount, a tool) and the fabric (daemon, peers, model).
 
-use crate::{Attr, Dirent, Ino, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId};
+use std::time::Duration;
+
+use crate::{Attr, Dirent, Error, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId};
 
 /// Where the bytes of a range are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -144,4 +146,41 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// `Io`.
     fn usage(&self) -> Result<SpaceUsage>;
+
+    /// A job's record.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn job(&self, _id: JobId) -> Result<Job> {
+        Err(no_jobs())
+    }
+
+    /// The specification a job was submitted with.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn job_spec(&self, _id: JobId) -> Result<Vec<u8>> {
+        Err(no_jobs())
+    }
+
+    /// The job whose directory this is.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn job_of(&self, _dir: Ino) -> Result<Option<JobId>> {
+        Ok(None)
+    }
+
+    /// Wait until jobs have changed since the count was `seen`, at most `wait`. Answers the count.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn jobs_changed(&self, _seen: u64, _wait: Duration) -> Result<u64> {
+        Err(no_jobs())
+    }
+}
+
+/// For fabrics that run no jobs, as a test's.
+fn no_jobs() -> Error {
+    Error::new(Kind::Unsupported, "this fabric runs no jobs")
 }

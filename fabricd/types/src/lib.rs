@@ -6,6 +6,7 @@ mod command;
 mod error;
 mod fabric;
 mod ids;
+mod job;
 pub mod limits;
 mod policy;
 
@@ -16,4 +17,5 @@ pub use command::{
 pub use error::{Error, Kind, Result};
 pub use fabric::{Extent, ExtentMap, Fabric, Source};
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
+pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
 pub use policy::{Class, Geometry, Policy};

@@ -23,6 +23,12 @@ pub const DIRTY_BYTES_MAX: usize = 256 << 20;
 pub const DIRTY_AGE_SECS_MAX: u64 = 5;
 /// Entries of one listing request.
 pub const LIST_ENTRIES_MAX: usize = 1024;
+/// Bytes of a job's specification: scripts of any sane size, and a record that a database takes.
+pub const JOB_SPEC_BYTES_MAX: usize = 1 << 20;
+/// Jobs kept, ended ones too: records and directories stay small beside everything else.
+pub const JOBS_MAX: u64 = 100_000;
+/// Attempts of a job that asks to be restarted: one that takes its node down each time must end.
+pub const JOB_ATTEMPTS_MAX: u32 = 8;
 /// Extents answered at once.
 pub const EXTENTS_MAX: usize = 4096;
 /// Extended attributes of one inode: far above what programs set, and a listing stays below the

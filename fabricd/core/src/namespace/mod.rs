@@ -43,7 +43,13 @@ fn entry<T: Tables>(txn: &Txn<'_, T>, parent: Ino, name: &[u8]) -> Result<Dentry
 }
 
 /// Write a name; `cookie` is its position, or the next one.
-fn put_entry<T: Tables>(txn: &mut Txn<'_, T>, parent: Ino, name: &[u8], ino: Ino, cookie: Option<u64>) {
+pub(crate) fn put_entry<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    parent: Ino,
+    name: &[u8],
+    ino: Ino,
+    cookie: Option<u64>,
+) {
     let cookie = cookie.unwrap_or_else(|| txn.seq().0 * COOKIE_STEP);
     let dentry = Dentry { birth: txn.seq(), ino, cookie };
     txn.tables.put(keys::dentry(parent, name), dentry.encode());

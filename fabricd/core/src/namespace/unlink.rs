@@ -1,8 +1,8 @@
-use kos_types::{Attr, Error, FileKind, Ino, Kind, Result};
+use kos_types::{Attr, Error, FileKind, Ino, JOBS, Kind, Result};
 
 use super::{delete_entry, drop_link, entry, touch_dir};
 use crate::apply::Txn;
-use crate::{Tables, extents, keys, read};
+use crate::{Tables, extents, job, keys, read};
 
 /// Extended attributes taken from the tables at once.
 const SCAN: usize = 256;
@@ -25,6 +25,9 @@ pub(crate) fn rmdir<T: Tables>(txn: &mut Txn<'_, T>, parent: Ino, name: &[u8]) -
     let inode = read::dir(&txn.tables, dentry.ino)?;
     if !read::is_empty_dir(&txn.tables, dentry.ino)? {
         return Err(Error::new(Kind::NotEmpty, "rmdir"));
+    }
+    if parent == JOBS {
+        job::removed(txn, name)?;
     }
     delete_entry(txn, parent, name, dentry);
     touch_dir(txn, parent, -1)?;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use kos_core::quota::Account;
 use kos_core::record::{Dentry, ExtentRecord, Inode, SnapshotRecord, State, Stripe, Usage};
 use kos_core::{MemTables, keys};
-use kos_types::{FileKind, Ino, ROOT, Seq, StripeId};
+use kos_types::{FileKind, Ino, JOBS, ROOT, Seq, StripeId};
 
 /// All records, by the fields of their keys.
 #[derive(Default)]
@@ -64,6 +64,8 @@ impl All {
                 self.garbage.insert((StripeId(second), first), Stripe::decode(value).expect("garbage"));
             }
             b'O' => drop(self.orphans.insert(ino)),
+            // Of jobs: job.rs.
+            b'J' | b'W' => (),
             b'X' => drop(self.with_xattrs.insert(ino)),
             b'Q' => {
                 self.usage.insert(Account::User(first as u32), Usage::decode(value).expect("usage"));
@@ -114,7 +116,7 @@ impl All {
         assert_eq!(self.listings.len(), self.dentries.len(), "listings and dentries");
         assert_eq!(self.back_links.len(), self.dentries.len(), "back links and dentries");
         for (ino, inode) in &self.inodes {
-            let names = names.get(ino).copied().unwrap_or(0) + u32::from(*ino == ROOT);
+            let names = names.get(ino).copied().unwrap_or(0) + u32::from([ROOT, JOBS].contains(ino));
             let links = match (inode.attr.kind, names) {
                 (FileKind::Dir, 1) => 2 + subdirs.get(ino).copied().unwrap_or(0),
                 (FileKind::Dir, 2..) => panic!("{ino:?}: a directory with {names} names"),

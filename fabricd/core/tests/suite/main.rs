@@ -4,6 +4,7 @@
 mod extents;
 mod fs;
 mod invariants;
+mod job;
 mod limits;
 mod listing;
 mod model;
