@@ -29,6 +29,7 @@ TEST_DEPS += sqlite3# databases in both journal modes
 TEST_DEPS += rsync# round trips with links, ACLs and xattrs
 TEST_DEPS += fio# verified random overwrites
 TEST_DEPS += stress-ng# filesystem stressors
+TEST_DEPS += vim-tiny# an editor that drops jobs as editors do
 TEST_DEPS += git# clone, gc, fsck
 # For the long suites only: it is large, and brings a server of its own
 SOAK_DEPS += postgresql# initdb, pgbench, recovery and checksums

@@ -1,11 +1,13 @@
 //! The daemon as a library: the committer over RocksDB, the stripes over the store, and the
 //! background work. [`Node`] is the embedded implementation of the Fabric seam.
 
+mod bell;
 mod cache;
 mod collector;
 mod db;
 mod events;
 mod group;
+mod jobs;
 mod node;
 mod rebuild;
 mod repair;
@@ -18,6 +20,7 @@ mod tiers;
 mod worker;
 
 pub use events::Events;
+pub use jobs::{Runner, RunnerOptions};
 pub use node::{AccountUsage, Node, Options};
 pub use standing::Redundancy;
 pub use status::{Counters, MountStatus, NodeStatus, Status};

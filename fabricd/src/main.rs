@@ -4,6 +4,7 @@ mod ctl;
 mod machine;
 mod view;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -11,7 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use fabricd::{Node, Options};
+use fabricd::{Node, Options, Runner, RunnerOptions};
 use kos_fuse::MountOptions;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
@@ -57,6 +58,12 @@ enum End {
 }
 
 fn main() -> ExitCode {
+    let args: Vec<OsString> = std::env::args_os().collect();
+    if let [_, mode, lock] = &args[..]
+        && mode == "launch"
+    {
+        return launch(lock.as_ref());
+    }
     let args = Args::parse();
     // Fails only for a group leader, which has its own session already or is run by hand.
     if let Err(e) = rustix::process::setsid() {
@@ -71,10 +78,22 @@ fn main() -> ExitCode {
     }
 }
 
+/// What the jobs' runner starts: this program as the process that forks.
+fn launch(lock: &Path) -> ExitCode {
+    match kos_kernels::launch::run(lock) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("fabricd: launcher: {e}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 fn run(args: &Args) -> Result<()> {
     let Some(state) = args.state.first() else {
         return Err(Error::new(Kind::Invalid, "no state directory"));
     };
+    let dir = std::path::absolute(&args.mount).map_err(|e| Error::io("mount directory", &e))?;
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
     let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
@@ -94,7 +113,22 @@ fn run(args: &Args) -> Result<()> {
         let _ = ends.send(End::Unmounted);
     })?;
 
-    let served = serve(&view, state, &args.mount, &ended);
+    let runner = Runner::start(
+        &node,
+        RunnerOptions {
+            mount: dir,
+            node: view::host(),
+            lock: state.join("launcher.lock"),
+            slots: threads,
+            flush: mounted.flusher(),
+        },
+    );
+    let served = match &runner {
+        Ok(_) => serve(&view, state, &args.mount, &ended),
+        Err(e) => Err(e.clone()),
+    };
+    // Before the mount goes: jobs stand in it.
+    drop(runner);
     // Also when serving failed: what programs wrote is kept.
     let unmounted = match &served {
         Ok(End::Unmounted) => mounted.finish(),

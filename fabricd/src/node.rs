@@ -4,15 +4,16 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
-use kos_core::{AsOf, policy, read};
+use kos_core::{AsOf, job, policy, read};
 use kos_types::{
-    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Origin, Policy, Reply, Result, Snapshot,
-    SpaceUsage, StripeId, Time,
+    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Policy,
+    Reply, Result, Snapshot, SpaceUsage, StripeId, Time,
 };
 
+use crate::bell::Bell;
 use crate::db::{self, Db};
 use crate::events::Events;
 use crate::group::Group;
@@ -63,6 +64,8 @@ pub(crate) struct Inner {
     pub(crate) db: Arc<Db>,
     pub(crate) stripes: Stripes,
     pub(crate) counters: Arc<Counters>,
+    /// Rung when jobs change.
+    pub(crate) bell: Bell,
     pub(crate) events: Arc<Events>,
     /// Held by whoever collects garbage.
     pub(crate) collecting: Mutex<()>,
@@ -144,6 +147,7 @@ impl Node {
             stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
             db,
             counters,
+            bell: Bell::default(),
             events,
             collecting: Mutex::default(),
             rooms: Rooms::default(),
@@ -157,9 +161,14 @@ impl Node {
         for ino in read::orphans(&*inner.db)? {
             inner.propose(Op::Reap { ino })?;
         }
+        inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
         let workers = vec![collector::start(Arc::clone(&inner))?, rebuild::start(Arc::clone(&inner))?];
         Ok(Self { inner, workers })
+    }
+
+    pub(crate) fn inner(&self) -> Arc<Inner> {
+        Arc::clone(&self.inner)
     }
 
     /// What happened since the start.
@@ -248,12 +257,17 @@ impl Inner {
     /// The same, with changes of the shards' index in the same batch.
     pub(crate) fn propose_with(&self, origin: Origin, op: Op, index: IndexChanges) -> Result<Reply> {
         let drops = matches!(op, Op::DropSnapshot { .. });
+        // A job's records also go with its directory.
+        let of_jobs = matches!(&op, Op::Job(_) | Op::Rmdir { parent: JOBS, .. });
         let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: later commits never have earlier times but for a clock set back.
         let applied = kos_core::apply(&*self.db, &Command { now: now(), origin, op })?;
         self.db.write(db::join(applied.changes, index))?;
         if drops {
             self.prune.store(true, Ordering::Relaxed);
+        }
+        if of_jobs {
+            self.bell.ring();
         }
         Ok(applied.reply)
     }
@@ -394,5 +408,21 @@ impl Fabric for Node {
         let (total, free) = self.inner.stripes.space()?;
         let inodes_used = read::state(&*self.inner.db)?.inodes;
         Ok(SpaceUsage { bytes_total: total, bytes_free: free, inodes_used })
+    }
+
+    fn job(&self, id: JobId) -> Result<Job> {
+        job::job(&*self.inner.db, id)
+    }
+
+    fn job_spec(&self, id: JobId) -> Result<Vec<u8>> {
+        job::text(&*self.inner.db, id)
+    }
+
+    fn job_of(&self, dir: Ino) -> Result<Option<JobId>> {
+        job::of_dir(&*self.inner.db, dir)
+    }
+
+    fn jobs_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
+        Ok(self.inner.bell.wait(seen, wait))
     }
 }

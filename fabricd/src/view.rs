@@ -19,7 +19,7 @@ pub(crate) struct View {
 }
 
 /// The machine's name, for the node's directory.
-fn host() -> String {
+pub(crate) fn host() -> String {
     let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
     // A name that is no file name would hide the node.
     if name.is_empty() || name.contains('/') { "node".to_owned() } else { name }

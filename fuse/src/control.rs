@@ -2,12 +2,12 @@
 
 use std::fmt;
 
-use kos_types::{Attr, Error, FileKind, Ino, Kind, ROOT, Result, Time};
+use kos_types::{Attr, Error, FileKind, Ino, JOBS, Kind, ROOT, Result, Time};
 
 /// The mount's root directory, FUSE's own root.
 pub(crate) const TOP: Ino = Ino(1);
 /// Inodes of the other entries: a metadata group that no fabric has.
-const BASE: u64 = 0x3ff << 54;
+pub(crate) const BASE: u64 = 0x3ff << 54;
 /// The directory of snapshots.
 pub(crate) const SNAP: Ino = Ino(BASE + 1);
 /// Positions in listings, above those of `.` and `..`.
@@ -47,9 +47,10 @@ pub(crate) struct Tree {
 }
 
 impl Tree {
-    /// `mem`, `snap` and the directories and files of `files`.
-    pub(crate) fn new(files: Vec<ControlFile>, mounted: Time) -> Self {
-        let root = Node::Dir(vec![("mem".to_owned(), ROOT)]);
+    /// `mem`, `jobs`, `snap` and the directories and files of `files`.
+    pub(crate) fn new(files: Vec<ControlFile>, mounted: Time, has_jobs: bool) -> Self {
+        let jobs = has_jobs.then(|| ("jobs".to_owned(), JOBS));
+        let root = Node::Dir([("mem".to_owned(), ROOT)].into_iter().chain(jobs).collect());
         let mut tree = Self { nodes: vec![(TOP, root)], mounted };
         // The first to be added, so it has the number of `SNAP`; its entries are the fabric's.
         tree.add(0, "snap", Node::Dir(Vec::new()));
@@ -168,11 +169,14 @@ mod tests {
             live: false,
             write: None,
         };
-        let tree =
-            Tree::new(vec![file("sys/health"), file("sys/metrics"), file("nodes/a/status")], Time::default());
+        let tree = Tree::new(
+            vec![file("sys/health"), file("sys/metrics"), file("nodes/a/status")],
+            Time::default(),
+            true,
+        );
         let names =
             |dir| tree.list(dir, 0).expect("lists").map(|(_, name, _)| name.to_owned()).collect::<Vec<_>>();
-        assert_eq!(names(TOP), ["mem", "snap", "sys", "nodes"]);
+        assert_eq!(names(TOP), ["mem", "jobs", "snap", "sys", "nodes"]);
         let sys = tree.lookup(TOP, b"sys").expect("sys");
         assert_eq!(names(sys), ["health", "metrics"]);
         let metrics = tree.lookup(sys, b"metrics").expect("metrics");

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::{
-    Attr, Class, Cred, Dirent, Error, Fabric, FileKind, Ino, Kind, Op, ROOT, RenameMode, Reply, Result,
+    Attr, Class, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result,
     SetAttr, SetSize, Source, SpaceUsage, XattrMode, limits,
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Files, now};
+use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
 
 /// `.` and `..` in listings.
@@ -29,7 +30,7 @@ enum Handle {
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
     },
-    /// Of a control file: its contents when it was opened, unless they grow.
+    /// Of a control file or a job's: its contents when it was opened, unless they grow.
     Control(Option<Arc<[u8]>>),
 }
 
@@ -57,9 +58,10 @@ pub(crate) enum Allocate {
 
 /// A mounted fabric.
 pub(crate) struct Fs<F> {
-    fabric: Arc<F>,
+    pub(crate) fabric: Arc<F>,
     pub(crate) files: Arc<Files<F>>,
     control: Tree,
+    pub(crate) jobs: Jobs,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     known: Known,
@@ -79,10 +81,12 @@ fn unexpected(reply: &Reply) -> Error {
 
 impl<F: Fabric> Fs<F> {
     pub(crate) fn new(fabric: Arc<F>, control: Vec<ControlFile>) -> Self {
+        let has_jobs = fabric.attr(JOBS).is_ok();
         Self {
             files: Arc::new(Files::new(Arc::clone(&fabric))),
             fabric,
-            control: Tree::new(control, now()),
+            control: Tree::new(control, now(), has_jobs),
+            jobs: Jobs::default(),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             known: Known::default(),
@@ -90,6 +94,9 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn lookup(&self, (parent, name): Name<'_>) -> Result<Attr> {
+        if let Some((id, file)) = self.job_file((parent, name))? {
+            return self.job_file_attr(id, file);
+        }
         if parent == SNAP {
             let found = self.fabric.snapshots()?.into_iter().find(|snapshot| snapshot.name == name);
             let found = found.ok_or_else(|| Error::new(Kind::NotFound, "lookup: no such snapshot"))?;
@@ -102,6 +109,9 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
+        if let Some((id, file)) = jobs::file_of(ino) {
+            return self.job_file_attr(id, file);
+        }
         if control::owns(ino) {
             return self.control.attr(ino);
         }
@@ -109,6 +119,9 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr) -> Result<Attr> {
+        if let Some((id, file)) = jobs::file_of(ino) {
+            return self.job_file_set(id, file, &set);
+        }
         if control::owns(ino) {
             // What O_TRUNC asks for: a write replaces nothing.
             let only_size = SetAttr { size: set.size, ..SetAttr::default() };
@@ -126,7 +139,7 @@ impl<F: Fabric> Fs<F> {
         (parent, name): Name<'_>,
         kind: FileKind,
         (mode, umask, rdev): (u32, u32, u32),
-        cred: Cred,
+        who: Caller,
         target: &[u8],
     ) -> Result<Attr> {
         if parent == SNAP && kind == FileKind::Dir {
@@ -135,22 +148,32 @@ impl<F: Fabric> Fs<F> {
         if control::owns(parent) {
             return Err(fixed());
         }
-        let (name, target) = (name.to_vec(), target.to_vec());
-        match self.fabric.propose(Op::Create { parent, name, kind, mode, umask, cred, rdev, target })? {
-            Reply::Attr(attr) => Ok(attr),
+        let mode = self.job_create((parent, name), kind, mode)?;
+        let (cred, target, own) = (who.cred, target.to_vec(), name.to_vec());
+        match self.fabric.propose(Op::Create { parent, name: own, kind, mode, umask, cred, rdev, target })? {
+            Reply::Attr(attr) => {
+                self.job_created((parent, name), attr.ino, who);
+                Ok(attr)
+            }
             other => Err(unexpected(&other)),
         }
     }
 
-    pub(crate) fn link(&self, ino: Ino, (parent, name): Name<'_>) -> Result<Attr> {
+    pub(crate) fn link(&self, ino: Ino, (parent, name): Name<'_>, who: Caller) -> Result<Attr> {
         if control::owns(parent) || control::owns(ino) {
             return Err(fixed());
+        }
+        if let Some(attr) = self.job_linked(ino, (parent, name), who)? {
+            return Ok(attr);
         }
         self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() })?;
         self.attr(ino)
     }
 
     pub(crate) fn unlink(&self, (parent, name): Name<'_>) -> Result<()> {
+        if let Some((id, _)) = self.job_file((parent, name))? {
+            return self.job_cancel(id);
+        }
         self.remove(parent, Op::Unlink { parent, name: name.to_vec() })
     }
 
@@ -176,6 +199,7 @@ impl<F: Fabric> Fs<F> {
         }
         match self.fabric.propose(op)? {
             Reply::Unlinked(attr) => {
+                self.job_unlinked(parent, attr.ino);
                 self.unlinked(&attr);
                 Ok(())
             }
@@ -184,7 +208,7 @@ impl<F: Fabric> Fs<F> {
     }
 
     /// The kernel forgets an inode without a name when its last user lets go.
-    fn unlinked(&self, attr: &Attr) {
+    pub(crate) fn unlinked(&self, attr: &Attr) {
         if attr.nlink == 0 && self.known.unnamed(attr.ino) {
             self.reap(attr.ino);
         }
@@ -210,16 +234,19 @@ impl<F: Fabric> Fs<F> {
         self.known.end().into_iter().for_each(|ino| self.reap(ino));
     }
 
-    fn reap(&self, ino: Ino) {
+    pub(crate) fn reap(&self, ino: Ino) {
         self.files.forget(ino);
         if let Err(e) = self.fabric.propose(Op::Reap { ino }) {
             eprintln!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
         }
     }
 
-    pub(crate) fn rename(&self, from: Name<'_>, to: Name<'_>, mode: RenameMode) -> Result<()> {
+    pub(crate) fn rename(&self, from: Name<'_>, to: Name<'_>, mode: RenameMode, who: Caller) -> Result<()> {
         if control::owns(from.0) || control::owns(to.0) {
             return Err(fixed());
+        }
+        if self.job_renamed(from, to, mode, who)? {
+            return Ok(());
         }
         // Programs replace files by writing a new one and renaming it over the old: its data
         // goes first, or a crash could leave an empty file where either was promised.
@@ -259,7 +286,7 @@ impl<F: Fabric> Fs<F> {
         }
         if after < DOTDOT {
             let parent = match ino {
-                ROOT => TOP,
+                ROOT | JOBS => TOP,
                 _ if ino == ROOT.in_view(ino.view()) => SNAP,
                 _ if control::owns(ino) => self.control.parent(ino)?,
                 _ => self.fabric.parent(ino)?,
@@ -288,6 +315,9 @@ impl<F: Fabric> Fs<F> {
             }
             return Ok(());
         }
+        if self.job_files_list(ino, after, &mut add)? {
+            return Ok(());
+        }
         let mut after = after;
         loop {
             // The kernel asks for a page's worth; a buffer holds at most some hundred entries.
@@ -311,6 +341,10 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn open(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
+        if let Some((id, file)) = jobs::file_of(ino) {
+            let contents = self.job_file_open(id, file, flags)?;
+            return Ok((self.add_handle(Handle::Control(Some(contents))), Caching::Direct));
+        }
         if control::owns(ino) {
             let file = self.control.file(ino)?;
             if flags & libc::O_ACCMODE != libc::O_RDONLY && file.write.is_none() {
@@ -324,15 +358,17 @@ impl<F: Fabric> Fs<F> {
         }
         // It may have gone since the kernel looked it up.
         self.fabric.attr(ino)?;
-        Ok(self.opened(ino))
+        Ok(self.opened(ino, flags))
     }
 
     /// A handle for an inode that is known to be there.
-    pub(crate) fn opened(&self, ino: Ino) -> (u64, Caching) {
+    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> (u64, Caching) {
         let node = self.files.open(ino);
         // Also for O_DIRECT and O_APPEND: the kernel keeps those in step with its page cache
         // itself, which it does not do for a file whose reads and writes all come here (ADR 0010).
-        (self.add_handle(Handle::File { ino, errors_seen: node.errors() }), Caching::Keep)
+        let handle = self.add_handle(Handle::File { ino, errors_seen: node.errors() });
+        self.job_opened(ino, handle, flags);
+        (handle, Caching::Keep)
     }
 
     fn add_handle(&self, handle: Handle) -> u64 {
@@ -345,7 +381,13 @@ impl<F: Fabric> Fs<F> {
         let gone = lock(&self.handles).remove(&handle);
         if let Some(Handle::File { ino, .. }) = gone {
             self.files.close(ino);
+            self.job_released(ino, handle);
         }
+    }
+
+    /// Whether any handle is of this file.
+    pub(crate) fn is_open(&self, ino: Ino) -> bool {
+        lock(&self.handles).values().any(|open| matches!(open, Handle::File { ino: of, .. } if *of == ino))
     }
 
     pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, len: usize) -> Result<Vec<u8>> {
@@ -365,6 +407,9 @@ impl<F: Fabric> Fs<F> {
     /// taken under the file's lock. `kill` clears setuid and setgid: the kernel says so for
     /// writers without privilege.
     pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8], kill: bool) -> Result<()> {
+        if let Some((id, file)) = jobs::file_of(ino) {
+            return self.job_file_write(id, file, data);
+        }
         if control::owns(ino) {
             let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
             return write(data, &|| self.flush_all());
@@ -372,12 +417,15 @@ impl<F: Fabric> Fs<F> {
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
-        self.files.write(ino, off, data)
+        self.files.write(ino, off, data)?;
+        self.job_written(ino);
+        Ok(())
     }
 
     /// close(2) of one descriptor: what failed in the background is told once.
-    pub(crate) fn closing(&self, handle: u64) -> Result<()> {
-        self.tell_error(handle)
+    pub(crate) fn closing(&self, ino: Ino, handle: u64) -> Result<()> {
+        self.tell_error(handle)?;
+        self.job_flushed(ino, handle)
     }
 
     fn tell_error(&self, handle: u64) -> Result<()> {
@@ -457,6 +505,9 @@ impl<F: Fabric> Fs<F> {
 
     /// Answers the bytes copied: fewer at the end of the source.
     pub(crate) fn copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+        if control::owns(from.0) || control::owns(to.0) {
+            return Err(Error::new(Kind::Unsupported, "copy_file_range: a file without stripes"));
+        }
         let size = self.attr(from.0)?.size;
         let len = len.min(size.saturating_sub(from.1));
         if len > 0 {

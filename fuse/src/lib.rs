@@ -5,6 +5,7 @@
 mod control;
 mod file;
 mod fs;
+mod jobs;
 mod known;
 mod mount;
 mod session;

@@ -20,6 +20,7 @@ use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::Fs;
+use crate::jobs::Answerer;
 use crate::session::Session;
 
 const DEVICE: &str = "/dev/fuse";
@@ -43,7 +44,7 @@ pub struct MountOptions {
 /// A mount in this process.
 pub struct Mounted {
     dir: PathBuf,
-    flush: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Fetch what mappings hold of open files.
     write_back: Box<dyn Fn() -> Result<()> + Send + Sync>,
     /// Drop what only the mount's users held.
@@ -51,6 +52,7 @@ pub struct Mounted {
     /// Disconnected when the session has ended and holds the fabric no more.
     ended: Receiver<()>,
     _flusher: Flusher,
+    _answerer: Answerer,
 }
 
 impl fmt::Debug for Mounted {
@@ -71,6 +73,7 @@ pub fn mount<F: Fabric + 'static>(
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
     let fs = Arc::new(Fs::new(fabric, control));
+    fs.job_leftovers()?;
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
     config.clone_fd = true;
@@ -96,6 +99,7 @@ pub fn mount<F: Fabric + 'static>(
         eprintln!("kos-fuse: readahead stays at the kernel's default: {e}");
     }
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
+    let answerer = Answerer::start(Arc::clone(&fs.fabric), Arc::clone(&fs.jobs.waiters))?;
     Ok(Mounted {
         dir: options.dir.clone(),
         write_back: Box::new({
@@ -106,9 +110,10 @@ pub fn mount<F: Fabric + 'static>(
             let fs = Arc::clone(&fs);
             move || fs.end()
         }),
-        flush: Box::new(move || fs.flush_all()),
+        flush: Arc::new(move || fs.flush_all()),
         ended: session_ended,
         _flusher: flusher,
+        _answerer: answerer,
     })
 }
 
@@ -161,6 +166,13 @@ impl Mounted {
     /// The first file's error; its bytes stay in memory.
     pub fn flush_all(&self) -> Result<()> {
         (self.flush)()
+    }
+
+    /// [`Self::flush_all`], for others to call.
+    #[must_use]
+    pub fn flusher(&self) -> Box<dyn Fn() -> Result<()> + Send> {
+        let flush = Arc::clone(&self.flush);
+        Box::new(move || flush())
     }
 
     /// Flush, take the mount out of the tree and end the session. Programs that still have files

@@ -18,6 +18,7 @@ use kos_types::{
 };
 
 use crate::fs::{Allocate, Caching, Fs};
+use crate::jobs::{Caller, names_ttl};
 
 /// How long the kernel may answer from its caches. Only this mount changes the tree, so this
 /// bounds only how old the block count of a file flushed in the background may be.
@@ -129,11 +130,12 @@ fn file_attr(attr: &Attr) -> FileAttr {
     }
 }
 
-fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, result: Result<Attr, Error>) {
+/// A name in `parent`.
+fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: INodeNo, result: Result<Attr, Error>) {
     match result {
         Ok(attr) => {
             fs.told(attr.ino);
-            reply.entry(&TTL, &file_attr(&attr), Generation(0));
+            reply.entry(&names_ttl(ino(parent), TTL), &file_attr(&attr), Generation(0));
         }
         Err(e) => reply.error(errno(&e)),
     }
@@ -142,6 +144,13 @@ fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, result: Result<Attr, Error>) 
 fn empty(reply: ReplyEmpty, result: Result<(), Error>) {
     match result {
         Ok(()) => reply.ok(),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+fn data(reply: ReplyData, result: Result<Vec<u8>, Error>) {
+    match result {
+        Ok(data) => reply.data(&data),
         Err(e) => reply.error(errno(&e)),
     }
 }
@@ -164,8 +173,8 @@ fn value(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
     }
 }
 
-fn cred(req: &Request) -> Cred {
-    Cred { uid: req.uid(), gid: req.gid() }
+fn caller(req: &Request) -> Caller {
+    Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
 }
 
 const fn open_flags(caching: Caching) -> FopenFlags {
@@ -190,7 +199,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        entry(&self.0, reply, self.0.lookup((ino(parent), name.as_bytes())));
+        entry(&self.0, reply, parent, self.0.lookup((ino(parent), name.as_bytes())));
     }
 
     fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
@@ -232,10 +241,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     }
 
     fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
-        match self.0.readlink(ino(node)) {
-            Ok(target) => reply.data(&target),
-            Err(e) => reply.error(errno(&e)),
-        }
+        data(reply, self.0.readlink(ino(node)));
     }
 
     fn mknod(
@@ -250,7 +256,12 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         let bits = (mode & 0o7777, umask, rdev);
-        entry(&self.0, reply, self.0.create((ino(parent), name.as_bytes()), kind, bits, cred(req), b""));
+        entry(
+            &self.0,
+            reply,
+            parent,
+            self.0.create((ino(parent), name.as_bytes()), kind, bits, caller(req), b""),
+        );
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
@@ -258,7 +269,8 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         entry(
             &self.0,
             reply,
-            self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, cred(req), b""),
+            parent,
+            self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, caller(req), b""),
         );
     }
 
@@ -273,12 +285,17 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
         let target = target.as_os_str().as_bytes();
         let name = (ino(parent), name.as_bytes());
-        entry(&self.0, reply, self.0.create(name, FileKind::Symlink, (0o777, 0, 0), cred(req), target));
+        entry(
+            &self.0,
+            reply,
+            parent,
+            self.0.create(name, FileKind::Symlink, (0o777, 0, 0), caller(req), target),
+        );
     }
 
     fn rename(
         &self,
-        _req: &Request,
+        req: &Request,
         parent: INodeNo,
         name: &OsStr,
         newparent: INodeNo,
@@ -296,11 +313,16 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = ((ino(parent), name.as_bytes()), (ino(newparent), newname.as_bytes()));
-        empty(reply, self.0.rename(from, to, mode));
+        empty(reply, self.0.rename(from, to, mode, caller(req)));
     }
 
-    fn link(&self, _req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        entry(&self.0, reply, self.0.link(ino(node), (ino(newparent), newname.as_bytes())));
+    fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        entry(
+            &self.0,
+            reply,
+            newparent,
+            self.0.link(ino(node), (ino(newparent), newname.as_bytes()), caller(req)),
+        );
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
@@ -317,16 +339,16 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         name: &OsStr,
         mode: u32,
         umask: u32,
-        _flags: i32,
+        flags: i32,
         reply: ReplyCreate,
     ) {
         let bits = (mode & 0o7777, umask, 0);
-        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, cred(req), b"") {
+        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, caller(req), b"") {
             Ok(attr) => {
-                let (handle, caching) = self.0.opened(attr.ino);
+                let (handle, caching) = self.0.opened(attr.ino, flags);
                 self.0.told(attr.ino);
                 reply.created(
-                    &TTL,
+                    &names_ttl(ino(parent), TTL),
                     &file_attr(&attr),
                     Generation(0),
                     FileHandle(handle),
@@ -339,7 +361,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
 
     fn read(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         fh: FileHandle,
         offset: u64,
@@ -348,10 +370,11 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.0.read(ino(node), fh.0, offset, size as usize) {
-            Ok(data) => reply.data(&data),
-            Err(e) => reply.error(errno(&e)),
+        if self.0.is_wait(ino(node)) {
+            let deliver = move |text| data(reply, text);
+            return self.0.wait(ino(node), req.pid(), offset, Box::new(deliver));
         }
+        data(reply, self.0.read(ino(node), fh.0, offset, size as usize));
     }
 
     fn write(
@@ -380,12 +403,12 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     fn flush(
         &self,
         _req: &Request,
-        _node: INodeNo,
+        node: INodeNo,
         fh: FileHandle,
         _lock_owner: LockOwner,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.0.closing(fh.0));
+        empty(reply, self.0.closing(ino(node), fh.0));
     }
 
     fn release(
@@ -440,7 +463,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         let result = self.0.list(ino(node), offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
-            let full = reply.add(node, entry.cookie, name, &TTL, &attr, Generation(0));
+            let full = reply.add(node, entry.cookie, name, &names_ttl(ino(node), TTL), &attr, Generation(0));
             // The kernel counts each entry as a lookup, but for these two.
             if !full && name != "." && name != ".." {
                 told.push(entry.attr.ino);

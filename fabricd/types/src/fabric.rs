@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use crate::{Attr, Dirent, Error, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId};
+use crate::{
+    Attr, Dirent, Error, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId,
+};
 
 /// Where the bytes of a range are.
 #[derive(Debug, Clone, PartialEq, Eq)]

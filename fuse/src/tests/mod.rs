@@ -12,6 +12,7 @@ use std::sync::Arc;
 use kos_types::{Cred, FileKind, Ino, ROOT};
 
 use crate::fs::Fs;
+use crate::jobs::Caller;
 use live::Live;
 use model::Model;
 
@@ -21,10 +22,15 @@ fn unmounted() -> (Arc<Model>, Fs<Model>) {
     (Arc::clone(&model), Fs::new(model, Vec::new()))
 }
 
+/// A caller that may do everything.
+fn root() -> Caller {
+    Caller { cred: Cred { uid: 0, gid: 0 }, pid: std::process::id() }
+}
+
 fn create(fs: &Fs<Model>, name: &str) -> Ino {
-    let cred = Cred { uid: 0, gid: 0 };
+    let who = root();
     let name = (ROOT, name.as_bytes());
-    let ino = fs.create(name, FileKind::File, (0o644, 0, 0), cred, b"").expect("create").ino;
+    let ino = fs.create(name, FileKind::File, (0o644, 0, 0), who, b"").expect("create").ino;
     fs.told(ino);
     ino
 }

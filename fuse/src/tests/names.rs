@@ -11,7 +11,7 @@ use kos_types::{ROOT, RenameMode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
-use super::{Live, create, put, unmounted};
+use super::{Live, create, put, root, unmounted};
 
 /// The kernel decides to forget an inode, and before that arrives it looks the inode up again and
 /// opens it.
@@ -35,7 +35,7 @@ fn a_late_forget_drops_nothing_that_is_open() {
 fn what_a_rename_replaced_lives_while_it_is_known() {
     let (model, fs) = unmounted();
     let (a, b) = (create(&fs, "a"), create(&fs, "b"));
-    fs.rename((ROOT, b"a"), (ROOT, b"b"), RenameMode::Replace).expect("rename");
+    fs.rename((ROOT, b"a"), (ROOT, b"b"), RenameMode::Replace, root()).expect("rename");
     assert_eq!(model.orphans(), [b]);
     fs.forget(b, 1);
     assert!(model.orphans().is_empty());
