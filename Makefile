@@ -74,6 +74,7 @@ test: test-deps toolchain
 	@$(STEP) format cargo fmt --all --check
 	@$(STEP) format-fuzz cargo fmt --manifest-path tests/fuzz/Cargo.toml --check
 	@$(STEP) build cargo build --release --locked --workspace
+	@$(STEP) faults cargo build --release --locked --workspace --features fabricd/faults --bin fabricd-faults
 	@$(STEP) clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	@if command -v cargo-deny >/dev/null; then $(STEP) deny cargo deny --all-features check bans licenses sources; \
 	else echo "== deny: left out: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use kos_core::{Changes, Pair, Tables};
+use kos_store::fault;
 use kos_types::{Error, Kind, Result};
 use rocksdb::{BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
 
@@ -55,11 +56,17 @@ impl Db {
                 None => batch.delete(key),
             }
         }
-        self.0.write_opt(batch, &WriteOptions::default()).map_err(io("metadata: write"))
+        fault::at(fault::TABLES_WRITE).map_err(|e| Error::io("metadata: write", &e))?;
+        self.0.write_opt(batch, &WriteOptions::default()).map_err(io("metadata: write"))?;
+        fault::at(fault::TABLES_WRITTEN).map_err(|e| Error::io("metadata: written", &e))
     }
 
     /// Everything written before is on stable storage.
     pub(crate) fn sync(&self) -> Result<()> {
+        fault::at(fault::LOG_SYNC).map_err(|e| Error::io("metadata: sync", &e))?;
+        if fault::fsync_is_out() {
+            return Ok(());
+        }
         self.0.flush_wal(true).map_err(io("metadata: sync"))
     }
 

@@ -21,6 +21,11 @@ pub(crate) struct Group {
 }
 
 impl Group {
+    /// Whether a flush has failed.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed
+    }
+
     /// Wait for a flush that begins after this call.
     pub(crate) fn run(&self, flush: impl Fn() -> Result<()>) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,7 +87,9 @@ mod tests {
     #[test]
     fn a_failure_is_for_ever() {
         let group = Group::default();
+        assert!(!group.has_failed());
         assert!(group.run(|| Err(Error::new(Kind::Io, "disk"))).is_err());
         assert!(group.run(|| Ok(())).is_err());
+        assert!(group.has_failed());
     }
 }

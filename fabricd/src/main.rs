@@ -57,7 +57,7 @@ enum End {
     Unmounted,
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let args: Vec<OsString> = std::env::args_os().collect();
     if let [_, mode, lock] = &args[..]
         && mode == "launch"

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
 use kos_core::{AsOf, job, policy, read};
+use kos_store::fault;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Policy,
     Reply, Result, Snapshot, SpaceUsage, StripeId, Time,
@@ -197,6 +198,12 @@ impl Node {
         self.inner.stripes.tiers().places()
     }
 
+    /// Whether a sync of the metadata's log has failed: fsync fails until a restart.
+    #[must_use]
+    pub fn log_failed(&self) -> bool {
+        self.inner.sync.has_failed()
+    }
+
     /// Places that take no more writes until a restart.
     #[must_use]
     pub fn places_failed(&self) -> usize {
@@ -277,6 +284,7 @@ impl Inner {
     }
 
     fn open_batch(&self) -> Result<u64> {
+        fault::at(fault::BATCH).map_err(|e| Error::io("open batch", &e))?;
         match self.propose(Op::OpenBatch)? {
             Reply::Batch(batch) => Ok(batch),
             other => Err(Error::new(Kind::Io, format!("open batch: {other:?}"))),
@@ -286,9 +294,13 @@ impl Inner {
     fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
         let Op::Commit { stripes, .. } = &op else { return self.propose_with(origin, op, Vec::new()) };
         let settled = self.stripes.settle(stripes)?;
+        fault::at(fault::SETTLED).map_err(|e| Error::io("commit", &e))?;
         let reply = self.propose_with(origin, op, settled.records.clone());
-        match reply {
+        match &reply {
             Ok(_) => self.stripes.settled(&settled),
+            // The tables may hold it or not, and a restart may show it: then its bytes must be
+            // there. What they do not hold, the next start gives back.
+            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {}
             Err(_) => self.stripes.drop_settled(&settled),
         }
         reply

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use kos_code::{shard, stripe};
 use kos_core::{read, record};
+use kos_store::fault;
 use kos_types::{Class, Error, Geometry, Kind, Policy, Result, StripeId};
 
 use crate::cache::Cache;
@@ -257,6 +258,7 @@ impl Stripes {
         for (_, id, _) in dead {
             self.standings.forget(*id);
         }
+        fault::at(fault::COLLECTED).map_err(|e| Error::io("collect", &e))?;
         self.free(&spots);
         self.counters.stripes_freed.fetch_add(dead.len() as u64, Ordering::Relaxed);
         Ok(())
@@ -267,6 +269,7 @@ impl Stripes {
     /// Move every shard of the memory tier to disk and give the memory back: a clean end leaves
     /// nothing that a reboot could take.
     pub(crate) fn move_to_disk(&mut self) -> Result<()> {
+        fault::at(fault::MOVE).map_err(|e| Error::io("move to disk", &e))?;
         let shards = shards::all(&self.db)?;
         let mut records: IndexChanges = Vec::new();
         let (mut places, mut bytes) = (BTreeSet::new(), 0);

@@ -8,7 +8,7 @@ use fabricd::{MountStatus, Node, NodeStatus, Status};
 use kos_fuse::ControlFile;
 use kos_types::{Fabric, Result};
 
-use crate::{ctl, machine};
+use super::{ctl, machine};
 
 /// The daemon as its users see it.
 pub(crate) struct View {
@@ -48,13 +48,17 @@ impl View {
     }
 
     fn health(&self) -> &'static str {
-        let ok = self.node.places_failed() == 0 && self.node.redundancy().is_full();
+        let ok =
+            !self.node.log_failed() && self.node.places_failed() == 0 && self.node.redundancy().is_full();
         if ok { "ok" } else { "degraded" }
     }
 
     pub(crate) fn health_text(&self) -> String {
         let (failed, redundancy) = (self.node.places_failed(), self.node.redundancy());
         let mut why = Vec::new();
+        if self.node.log_failed() {
+            why.push("the metadata's log could not be synced: no fsync succeeds before a restart".to_owned());
+        }
         if failed > 0 {
             why.push(format!("{failed} state directories take no writes; see the log"));
         }

@@ -4,6 +4,7 @@
 //! where: that index is its caller's, and is handed in at [`Store::open`]. Nothing is ever
 //! overwritten; a freed range becomes a hole, a segment without live bytes is deleted.
 
+pub mod fault;
 mod fds;
 mod flush;
 mod limits;

@@ -12,7 +12,7 @@ use kos_types::{Error, Kind, Result};
 
 use crate::fds::Fds;
 use crate::flush::Flush;
-use crate::{Location, lock, segment};
+use crate::{Location, fault, lock, segment};
 
 /// How full a segment is, for a compactor to choose by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +138,8 @@ impl Log {
             self.flush.sync()?;
         }
         let (file, location) = self.reserve(len)?;
-        match segment::write(&file, parts, location.offset) {
+        let written = fault::at(fault::APPEND).and_then(|()| segment::write(&file, parts, location.offset));
+        match written {
             Ok(()) => {
                 self.flush.wrote(&file);
                 self.settle(location, true);
@@ -203,9 +204,8 @@ impl Log {
             segment.pending += 1;
         }
         let path = segment::path(&self.dir, location.segment);
-        let punched = File::options()
-            .write(true)
-            .open(&path)
+        let punched = fault::at(fault::FREE)
+            .and_then(|()| File::options().write(true).open(&path))
             .and_then(|file| segment::punch(&file, location.offset, location.len))
             .map_err(|e| Error::io(&format!("free in {}", path.display()), &e));
         let gone = punched.as_ref().map_or_else(|e| e.kind() == Kind::NotFound, |()| true);
@@ -243,7 +243,8 @@ impl Log {
     /// Begin the next segment.
     fn roll(&self, state: &mut State) -> Result<()> {
         let number = state.next;
-        let file = segment::create(&self.dir, number)
+        let file = fault::at(fault::SEGMENT)
+            .and_then(|()| segment::create(&self.dir, number))
             .map_err(|e| Error::io(&format!("new segment in {}", self.dir.display()), &e))?;
         self.flush.created();
         state.next =

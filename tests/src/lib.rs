@@ -5,7 +5,8 @@ pub mod power;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
@@ -33,6 +34,27 @@ pub fn binary(name: &str) -> PathBuf {
     // Tests are in `deps` below the binaries.
     let found = own.ancestors().skip(1).take(2).map(|dir| dir.join(name)).find(|path| path.exists());
     found.unwrap_or_else(|| panic!("{name} is not beside {}: run `make build` first", own.display()))
+}
+
+/// The daemon with failpoints, which `KOS_FAULTS` sets: built here, as no installed binary has them.
+/// Only our own crates are compiled again.
+#[must_use]
+pub fn faulty_daemon() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        let own = std::env::current_exe().expect("own path");
+        // TARGET/release/deps/test
+        let target = own.ancestors().nth(3).expect("a target directory");
+        let status = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+            .args(["build", "--quiet", "--release", "--locked", "--workspace"])
+            .args(["--features", "fabricd/faults", "--bin", "fabricd-faults", "--target-dir"])
+            .arg(target)
+            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .status();
+        assert!(status.expect("cargo").success(), "fabricd-faults does not build");
+        target.join("release/fabricd-faults")
+    };
+    BUILT.get_or_init(build).clone()
 }
 
 /// Wait until `done`, at most the deadline.
@@ -181,6 +203,11 @@ impl Daemon {
         ended.map_or(Ok(()), |status| Err(format!("fabricd ended, {status}: {}", self.log())))
     }
 
+    /// Whether the daemon has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.child.as_mut().is_none_or(|child| child.try_wait().expect("child").is_some())
+    }
+
     /// kill -9, and clear the dead mount away.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
@@ -192,12 +219,17 @@ impl Daemon {
 
     /// SIGTERM: flush, unmount, exit.
     pub fn stop(&mut self) {
+        let status = self.try_stop();
+        assert!(status.success(), "{status}: {}", self.log());
+        assert!(!is_mounted(&self.mount()), "still mounted");
+    }
+
+    /// The same, where it may fail to.
+    pub fn try_stop(&mut self) -> ExitStatus {
         let mut child = self.child.take().expect("running");
         terminate(&child);
         wait_for("stop", || child.try_wait().expect("child").is_some());
-        let status = child.wait().expect("child");
-        assert!(status.success(), "{status}: {}", self.log());
-        assert!(!is_mounted(&self.mount()), "still mounted");
+        child.wait().expect("child")
     }
 
     fn detach(&self) {

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kos_tests::Rng;
@@ -61,9 +62,32 @@ impl Worker {
         Ok(Self { kind, dir, rng: Rng::new(rng.next()), files })
     }
 
-    /// Change files until something fails: the power has gone.
-    pub(crate) fn run(&mut self) {
-        while self.step().is_ok() {}
+    /// Change files until something fails, or until told to stop; answers what failed.
+    pub(crate) fn run(&mut self, stop: &AtomicBool) -> Option<io::Error> {
+        while !stop.load(Ordering::SeqCst) {
+            if let Err(e) = self.step() {
+                return Some(e);
+            }
+        }
+        None
+    }
+
+    /// Nothing but what it may hold is there now; what is acked stays as it is.
+    pub(crate) fn check_now(&self) -> Result<(), String> {
+        self.files.iter().try_for_each(|file| file.clone().check())
+    }
+
+    /// Ask for the safety of everything that is there.
+    pub(crate) fn settle(&mut self) -> io::Result<()> {
+        for file in &mut self.files {
+            file.see()?;
+            if file.now().is_some() {
+                File::options().write(true).open(&file.path)?.sync_all()?;
+            }
+        }
+        File::open(&self.dir)?.sync_all()?;
+        self.files.iter_mut().for_each(Track::acked);
+        Ok(())
     }
 
     pub(crate) fn acks(&self) -> u64 {
@@ -105,12 +129,12 @@ impl Worker {
         let at = self.rng.below((LEN_MAX - data.len()) as u64 / 2);
         let file = &mut self.files[0];
         let mut next = file.now().clone().unwrap_or_default();
-        let handle = open(&file.path, flags)?;
-        next.resize(next.len().max(at as usize + data.len()), 0);
-        next[at as usize..at as usize + data.len()].copy_from_slice(&data);
         if file.now().is_none() {
             file.becomes(Some(Vec::new()));
         }
+        let handle = open(&file.path, flags)?;
+        next.resize(next.len().max(at as usize + data.len()), 0);
+        next[at as usize..at as usize + data.len()].copy_from_slice(&data);
         file.becomes(Some(next));
         handle.write_all_at(&data, at)?;
         if flags == 0 {
@@ -177,7 +201,8 @@ impl Worker {
         let mut handle = File::create(&new.path)?;
         new.becomes(Some(data.clone()));
         handle.write_all(&data)?;
-        if self.rng.below(3) > 0 {
+        // Without it the old file or the new one is promised, where there is an old one.
+        if file.now().is_none() || self.rng.below(3) > 0 {
             handle.sync_all()?;
             new.acked();
         }

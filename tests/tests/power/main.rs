@@ -2,6 +2,7 @@
 //! synced. Everything acked is there to the byte, every file is one of its versions, and the node
 //! comes up by itself. A disk or a build without fsync must fail the same test.
 
+mod faults;
 mod load;
 mod track;
 
@@ -9,15 +10,18 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use kos_tests::power::{Cut, Disk, PowerFs};
-use kos_tests::{Daemon, Rng, binary, is_mounted, seed};
+use kos_tests::{Daemon, Rng, binary, faulty_daemon, is_mounted, seed};
 use load::{KINDS, Kind, Worker};
 use rustix::fs::XattrFlags;
 use rustix::mount::{UnmountFlags, unmount};
 
 const DISK_BYTES: u64 = 2 << 30;
+/// Nobody says stop but the power.
+static ON: AtomicBool = AtomicBool::new(false);
 
 /// Cuts in one run; the soak asks for more.
 fn cuts() -> u64 {
@@ -33,7 +37,13 @@ struct Machine {
 
 impl Machine {
     fn start(ram_bytes: u64) -> Self {
-        let mut daemon = Daemon::unstarted(ram_bytes);
+        let mut machine = Self::unstarted(ram_bytes);
+        machine.daemon.spawn();
+        machine
+    }
+
+    fn unstarted(ram_bytes: u64) -> Self {
+        let daemon = Daemon::unstarted(ram_bytes);
         let power = PowerFs::mount(&daemon.state(), Disk::new(DISK_BYTES));
         // As `kos up` does.
         let marker = File::create(daemon.state().join("kosfs-state"));
@@ -43,7 +53,6 @@ impl Machine {
             File::open(daemon.state())?.sync_all()
         });
         marked.expect("marker");
-        daemon.spawn();
         Self { daemon, power }
     }
 
@@ -57,10 +66,13 @@ impl Machine {
         off
     }
 
-    /// `health` is what `kos status` is to end with: 0 is ok, 4 degraded.
-    fn power_on(&mut self, off: &Disk, cut: Cut, rng: &mut Rng, health: i32) -> Result<(), String> {
+    fn power_on(&mut self, off: &Disk, cut: Cut, rng: &mut Rng) -> Result<(), String> {
         self.power.restart(off, cut, rng);
-        self.daemon.try_spawn()?;
+        self.daemon.try_spawn()
+    }
+
+    /// `kos status` ends with `health`: 0 is ok, 4 degraded.
+    fn is(&self, health: i32) -> Result<(), String> {
         let status =
             Command::new(binary("kos")).arg("status").arg("--state").arg(self.daemon.state()).output();
         let status = status.expect("kos status");
@@ -95,21 +107,21 @@ fn round(machine: &mut Machine, workers: &mut [Worker], cut: Cut, rng: &mut Rng)
     let before: u64 = workers.iter().map(Worker::acks).sum();
     let off = std::thread::scope(|scope| {
         for worker in &mut *workers {
-            scope.spawn(|| worker.run());
+            scope.spawn(|| worker.run(&ON));
         }
         std::thread::sleep(Duration::from_millis(100 + rng.below(900)));
         machine.power_off()
     });
     let acks = workers.iter().map(Worker::acks).sum::<u64>() - before;
     println!("{cut:?}: {acks} acks, {} MiB on the disk", off.bytes_used() >> 20);
-    machine.power_on(&off, cut, rng, 0)?;
+    machine.power_on(&off, cut, rng)?;
     workers.iter_mut().try_for_each(Worker::check)?;
     walk(&machine.daemon.mem())
 }
 
-fn workers(machine: &Machine, rng: &mut Rng) -> Vec<Worker> {
+fn workers(machine: &Machine, kinds: &[Kind], rng: &mut Rng) -> Vec<Worker> {
     let mem = machine.daemon.mem();
-    let workers = KINDS.iter().map(|&kind| Worker::new(kind, &mem, rng).expect("its directory")).collect();
+    let workers = kinds.iter().map(|&kind| Worker::new(kind, &mem, rng).expect("its directory")).collect();
     File::open(&mem).and_then(|dir| dir.sync_all()).expect("fsync");
     workers
 }
@@ -118,10 +130,10 @@ fn workers(machine: &Machine, rng: &mut Rng) -> Vec<Worker> {
 fn nothing_acked_is_lost_by_power_cuts() {
     let mut rng = Rng::new(seed());
     let mut machine = Machine::start(0);
-    let mut workers = workers(&machine, &mut rng);
+    let mut workers = workers(&machine, &KINDS, &mut rng);
     for number in 0..cuts() {
         let cut = Cut::choose(&mut rng);
-        if let Err(e) = round(&mut machine, &mut workers, cut, &mut rng) {
+        if let Err(e) = round(&mut machine, &mut workers, cut, &mut rng).and_then(|()| machine.is(0)) {
             panic!("cut {number}, {cut:?}: {e}");
         }
     }
@@ -160,13 +172,13 @@ fn a_power_cut_takes_memory_and_shows_no_other_bytes() {
         let cut = Cut::choose(&mut rng);
         let off = std::thread::scope(|scope| {
             scope.spawn(|| fill(&dir));
-            scope.spawn(|| workers[0].run());
+            scope.spawn(|| workers[0].run(&ON));
             std::thread::sleep(Duration::from_millis(300 + rng.below(500)));
             machine.power_off()
         });
-        // Degraded, as long as files name stripes that were in memory.
-        machine.power_on(&off, cut, &mut rng, 4).expect("the node is back");
+        machine.power_on(&off, cut, &mut rng).expect("the node is back");
         workers[0].check().expect("class disk loses nothing");
+        let before = lost;
         for entry in fs::read_dir(&dir).expect("directory") {
             match fs::read(entry.expect("entry").path()) {
                 Ok(bytes) => {
@@ -179,6 +191,10 @@ fn a_power_cut_takes_memory_and_shows_no_other_bytes() {
                 }
             }
         }
+        if lost > before {
+            // As long as files name stripes that were in memory.
+            machine.is(4).expect("degraded");
+        }
     }
     assert!(lost > 0, "memory does not survive a power cut");
     fs::write(dir.join("new"), [7; 9000]).expect("write");
@@ -190,8 +206,21 @@ fn a_power_cut_takes_memory_and_shows_no_other_bytes() {
 fn a_disk_that_ignores_fsync_fails_this_test() {
     let mut rng = Rng::new(seed());
     let mut machine = Machine::start(0);
-    let mut workers = workers(&machine, &mut rng);
+    let mut workers = workers(&machine, &KINDS, &mut rng);
     machine.power.ignore_fsync();
     let lost = (0..5).find_map(|_| round(&mut machine, &mut workers, Cut::Pieces, &mut rng).err());
+    println!("lost: {}", lost.expect("a loss is seen"));
+}
+
+#[test]
+fn a_build_without_fsync_fails_this_test() {
+    let mut rng = Rng::new(seed());
+    let mut machine = Machine::unstarted(0);
+    machine.daemon.program = faulty_daemon();
+    machine.daemon.env = vec![("KOS_FAULTS".into(), "no-fsync".into())];
+    machine.daemon.spawn();
+    let mut workers = workers(&machine, &KINDS, &mut rng);
+    let cuts = [Cut::Pieces, Cut::Prefix, Cut::Nothing];
+    let lost = cuts.iter().find_map(|&cut| round(&mut machine, &mut workers, cut, &mut rng).err());
     println!("lost: {}", lost.expect("a loss is seen"));
 }

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub(crate) type State = Option<Vec<u8>>;
 
 /// One file, seen by the one thread that changes it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Track {
     pub(crate) path: PathBuf,
     /// The acked state first, then each later one in order.
@@ -51,26 +51,30 @@ impl Track {
 
     /// Look at the file after a cut; what it is now is what it has to stay.
     pub(crate) fn check(&mut self) -> Result<(), String> {
+        self.see().map_err(|e| format!("{}: {e}", self.path.display()))?;
+        let found = self.states.pop().expect("just seen");
+        if self.states.contains(&found) {
+            self.states = vec![found];
+            return Ok(());
+        }
+        let tell = |state: &State| {
+            let Some(bytes) = state else { return "none".to_owned() };
+            let same = self.states.iter().flatten().find(|s| s.len() == bytes.len());
+            let at = same.and_then(|s| s.iter().zip(bytes).position(|(a, b)| a != b));
+            format!("{} bytes beginning {:?}, differs at {at:?}", bytes.len(), bytes.get(..8))
+        };
+        let states: Vec<String> = self.states.iter().map(tell).collect();
+        Err(format!("{}: is {}, may be {states:?}", self.path.display(), tell(&found)))
+    }
+
+    /// Whatever it is now is its latest state.
+    pub(crate) fn see(&mut self) -> io::Result<()> {
         let found = match fs::read(&self.path) {
             Ok(bytes) => Some(bytes),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
-            Err(e) => return Err(format!("{}: {e}", self.path.display())),
+            Err(e) => return Err(e),
         };
-        if !self.states.contains(&found) {
-            let tell = |state: &State| {
-                state.as_ref().map_or_else(
-                    || "none".to_owned(),
-                    |bytes| {
-                        let wrong = self.states.iter().flatten().find(|s| s.len() == bytes.len());
-                        let at = wrong.and_then(|s| s.iter().zip(bytes).position(|(a, b)| a != b));
-                        format!("{} bytes beginning {:?}, differs at {at:?}", bytes.len(), bytes.get(..8))
-                    },
-                )
-            };
-            let states: Vec<String> = self.states.iter().map(tell).collect();
-            return Err(format!("{}: is {}, may be {states:?}", self.path.display(), tell(&found)));
-        }
-        self.states = vec![found];
+        self.states.push(found);
         Ok(())
     }
 }
