@@ -111,7 +111,8 @@ impl Log {
     /// What a read-only disk refuses stays as it is.
     fn punch_gaps(&self, number: u64, end: u64, mut live: Vec<(u64, u64)>) {
         live.sort_unstable();
-        live.push((end, 0));
+        // A torn tail may end within a block, which a hole up to there would not give back.
+        live.push((end.next_multiple_of(BLOCK_BYTES as u64), 0));
         let Ok(file) = File::options().write(true).open(segment::path(&self.dir, number)) else { return };
         let mut at = 0;
         for (offset, len) in live {

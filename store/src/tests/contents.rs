@@ -82,6 +82,20 @@ fn a_torn_tail_is_never_appended_to() {
 }
 
 #[test]
+fn a_torn_tail_that_nobody_claims_is_given_back_to_its_last_block() {
+    let dirs = Dirs::new(1);
+    let store = dirs.open(&[]);
+    let (kept, torn) = (put(&store, 0, 1, 1), put(&store, 0, 2, 2));
+    drop(store);
+    let path = segment::path(dirs.dir(0), torn.segment);
+    let file = File::options().write(true).open(&path).expect("opens");
+    file.set_len(torn.offset + 5000).expect("cuts");
+    let store = dirs.open(&[(0, kept)]);
+    holds(&store, 0, kept, 1);
+    assert_eq!(file.metadata().expect("stat").blocks(), 8, "one block of 4 KiB");
+}
+
+#[test]
 fn segments_that_nobody_claims_are_deleted_and_their_numbers_not_reused() {
     let dirs = Dirs::new(1);
     let store = dirs.open(&[]);
