@@ -33,7 +33,7 @@ const UNDER_LOAD: [(&str, u64); 8] = [
 ];
 
 /// A machine, not started, whose daemon will fail as `KOS_FAULTS` says.
-fn faulty(faults: &str, ram_bytes: u64) -> Machine {
+pub(crate) fn faulty(faults: &str, ram_bytes: u64) -> Machine {
     println!("KOS_FAULTS={faults}");
     let mut machine = Machine::unstarted(ram_bytes);
     machine.daemon.program = faulty_daemon();
@@ -93,7 +93,7 @@ fn an_abort_at_any_point_is_a_crash_like_any_other() {
             worker.check().unwrap_or_else(|e| panic!("{point}, {cut:?}: {e}"));
         }
         walk(&machine.daemon.mem()).expect("consistent");
-        machine.daemon.stop();
+        machine.audit();
     });
 }
 
@@ -137,7 +137,7 @@ fn an_error_at_any_point_is_told_and_loses_nothing() {
             worker.check().unwrap_or_else(|e| panic!("{point}, after a cut: {e}"));
         }
         walk(&machine.daemon.mem()).expect("consistent");
-        machine.daemon.stop();
+        machine.audit();
     });
 }
 

@@ -90,6 +90,10 @@ impl Worker {
         Ok(())
     }
 
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     pub(crate) fn acks(&self) -> u64 {
         self.files.iter().map(|file| file.acks).sum()
     }

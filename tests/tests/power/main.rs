@@ -2,7 +2,11 @@
 //! synced. Everything acked is there to the byte, every file is one of its versions, and the node
 //! comes up by itself. A disk or a build without fsync must fail the same test.
 
+mod audit;
 mod faults;
+#[path = "../../../fabricd/core/tests/suite/invariants.rs"]
+mod invariants;
+mod leaks;
 mod load;
 mod track;
 
@@ -13,6 +17,7 @@ use std::process::Command;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
+use audit::Audit;
 use kos_tests::power::{Cut, Disk, PowerFs};
 use kos_tests::{Daemon, Rng, binary, faulty_daemon, is_mounted, seed};
 use load::{KINDS, Kind, Worker};
@@ -69,6 +74,20 @@ impl Machine {
     fn power_on(&mut self, off: &Disk, cut: Cut, rng: &mut Rng) -> Result<(), String> {
         self.power.restart(off, cut, rng);
         self.daemon.try_spawn()
+    }
+
+    /// Free what is dead now.
+    fn collect(&self) {
+        let nodes = fs::read_dir(self.daemon.mount().join("nodes")).expect("nodes");
+        let node = nodes.map(|node| node.expect("node").path()).next().expect("this node");
+        fs::write(node.join("ctl"), "collect").expect("collect");
+    }
+
+    /// Free what is dead, end, and look at everything that is left.
+    fn audit(&mut self) -> Audit {
+        self.collect();
+        self.daemon.stop();
+        Audit::of(&self.daemon.state())
     }
 
     /// `kos status` ends with `health`: 0 is ok, 4 degraded.
@@ -138,7 +157,7 @@ fn nothing_acked_is_lost_by_power_cuts() {
         }
     }
     assert!(workers.iter().all(|worker| worker.acks() > 0), "every program got an answer");
-    machine.daemon.stop();
+    println!("{:?}", machine.audit());
 }
 
 /// Whole files of class memory, each of one byte repeated, until the power goes.
