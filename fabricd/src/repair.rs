@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 
+use kos_code::compress::Layout;
 use kos_code::{shard, stripe};
 use kos_core::{keys, read, record};
 use kos_types::{Error, Geometry, Kind, Result, StripeId};
@@ -23,6 +24,28 @@ struct Move {
     new: Spot,
     /// The old one was lost or damaged.
     repairs: bool,
+}
+
+/// All shards of a stripe.
+struct Decoded {
+    payloads: Vec<Option<Vec<u8>>>,
+    layout: Layout,
+}
+
+impl Decoded {
+    /// Fill `out` with the user bytes from `at` on.
+    fn read(&self, geometry: Geometry, at: usize, out: &mut [u8]) -> Result<()> {
+        self.layout.read(at, out, |from, mut rest| {
+            for piece in stripe::locate(geometry, self.layout.coded_len(), from, rest.len()) {
+                let (part, after) = rest.split_at_mut(piece.len);
+                let payload = self.payloads.get(piece.shard).and_then(Option::as_ref);
+                let bytes = payload.and_then(|payload| payload.get(piece.at..piece.at + piece.len));
+                part.copy_from_slice(bytes.ok_or_else(|| Error::new(Kind::Io, "decode: shards differ"))?);
+                rest = after;
+            }
+            Ok(())
+        })
+    }
 }
 
 /// What a try to put stripes right came to.
@@ -78,12 +101,8 @@ impl Stripes {
 
     /// Every shard of the stripe, decoded without those of `bad`, which grows by what turns out
     /// to be damaged too.
-    fn decode(
-        &self,
-        id: StripeId,
-        geometry: Geometry,
-        bad: &mut Vec<(u8, Error)>,
-    ) -> Result<Vec<Option<Vec<u8>>>> {
+    fn decode(&self, id: StripeId, geometry: Geometry, bad: &mut Vec<(u8, Error)>) -> Result<Decoded> {
+        let mut layout = None;
         let mut payloads = vec![None; geometry.n()];
         let mut good = 0;
         for (index, payload) in (0..).zip(&mut payloads) {
@@ -91,15 +110,17 @@ impl Stripes {
                 continue;
             }
             match self.shards.read_whole(id, index) {
-                Ok(found) => {
+                Ok((found, its)) => {
                     *payload = Some(found);
+                    layout = Some(its);
                     good += 1;
                 }
                 Err(e) => bad.push((index, e)),
             }
         }
         stripe::reconstruct(geometry, &mut payloads)?;
-        Ok(payloads)
+        let layout = layout.ok_or_else(|| Error::new(Kind::Io, "decode: no shard"))?;
+        Ok(Decoded { payloads, layout })
     }
 
     /// Decode the stripe without the shard that failed, and put that one right again.
@@ -113,8 +134,8 @@ impl Stripes {
         let record = self.alive(id)?;
         let geometry = record.policy.geometry;
         let mut bad = vec![failed];
-        let payloads = match self.decode(id, geometry, &mut bad) {
-            Ok(payloads) => payloads,
+        let decoded = match self.decode(id, geometry, &mut bad) {
+            Ok(decoded) => decoded,
             Err(e) => {
                 self.alive(id)?;
                 self.counters.stripes_lost.fetch_add(1, Ordering::Relaxed);
@@ -124,18 +145,11 @@ impl Stripes {
                 return Err(Error::new(Kind::Io, "read: more shards lost than parity covers"));
             }
         };
-        let mut rest = out;
-        for piece in stripe::locate(geometry, record.len as usize, at, rest.len()) {
-            let (part, after) = rest.split_at_mut(piece.len);
-            if let Some(payload) = payloads.get(piece.shard).and_then(Option::as_ref) {
-                part.copy_from_slice(&payload[piece.at..piece.at + piece.len]);
-            }
-            rest = after;
-        }
+        decoded.read(geometry, at, out)?;
         let fresh = self.repairing().insert(id);
         if fresh {
             self.counters.shards_bad.fetch_add(bad.len() as u64, Ordering::Relaxed);
-            let repaired = self.repair(id, record, &bad, &payloads);
+            let repaired = self.repair(id, record, &bad, &decoded);
             self.repairing().remove(&id);
             for (index, error) in bad {
                 let what = format!("stripe {:#x} shard {index}: {error}", id.0);
@@ -154,11 +168,11 @@ impl Stripes {
         id: StripeId,
         record: record::Stripe,
         bad: &[(u8, Error)],
-        payloads: &[Option<Vec<u8>>],
+        decoded: &Decoded,
     ) -> Result<()> {
         self.rejudge(id, |damaged| damaged | bits(bad))?;
         let mut moves = Vec::new();
-        let written = self.rewrite(id, record, bad, payloads, &mut moves);
+        let written = self.rewrite(id, record, bad, decoded, &mut moves);
         // What they replace is damaged: nothing is lost when a power cut brings it back.
         self.put(moves, || Ok(()))?;
         written
@@ -170,15 +184,17 @@ impl Stripes {
         id: StripeId,
         record: record::Stripe,
         bad: &[(u8, Error)],
-        payloads: &[Option<Vec<u8>>],
+        decoded: &Decoded,
         moves: &mut Vec<Move>,
     ) -> Result<()> {
         let good = self.good(id, record.policy.geometry, bits(bad))?;
         let mut beside: Vec<Spot> = good.into_iter().flatten().collect();
         for &(index, _) in bad {
-            let Some(payload) = payloads.get(usize::from(index)).and_then(Option::as_ref) else { continue };
+            let Some(payload) = decoded.payloads.get(usize::from(index)).and_then(Option::as_ref) else {
+                continue;
+            };
             let old = self.shards.spot(id, index)?;
-            let new = self.append((id, index), record.policy, record.len as usize, &beside, payload)?;
+            let new = self.append((id, index), record.policy, &decoded.layout, &beside, payload)?;
             beside.push(new);
             moves.push(Move { id, index, old, new, repairs: true });
         }
@@ -282,13 +298,13 @@ impl Stripes {
         if geometry.n() - bad.len() < geometry.k() {
             return Err(Error::new(Kind::Io, format!("lost: {} of {geometry} shards", bad.len())));
         }
-        let payloads = self.decode(id, geometry, &mut bad)?;
+        let decoded = self.decode(id, geometry, &mut bad)?;
         // Readers have counted what they found.
         let new = bits(&bad) & !self.standings.damaged(id);
         self.counters.shards_bad.fetch_add(u64::from(new.count_ones()), Ordering::Relaxed);
-        let one = shard::stored_len(stripe::shard_len(geometry, record.len as usize));
+        let one = shard::stored_len(stripe::shard_len(geometry, decoded.layout.coded_len()));
         *bytes += (one * (geometry.k() + bad.len())) as u64;
-        self.rewrite(id, record, &bad, &payloads, moves)
+        self.rewrite(id, record, &bad, &decoded, moves)
     }
 
     /// Shards that are missing or damaged. One that a read found damaged is read again: the disk
@@ -318,15 +334,15 @@ impl Stripes {
         let Some(index) = excess(geometry, &good, live) else { return Ok(()) };
         let Some(old) = good.get(usize::from(index)).copied().flatten() else { return Ok(()) };
         let record = self.alive(id)?;
-        let payload = match self.shards.read_whole(id, index) {
-            Ok(payload) => payload,
+        let (payload, layout) = match self.shards.read_whole(id, index) {
+            Ok(whole) => whole,
             Err(e) => {
                 // Next time it is one that lacks a shard.
                 self.rejudge(id, |damaged| damaged | 1 << index)?;
                 return Err(e);
             }
         };
-        let (header, table) = shard::seal(id, index, geometry, record.len, &payload)?;
+        let (header, table) = shard::seal(id, index, geometry, &layout, &payload)?;
         let beside: Vec<Spot> = good.iter().flatten().copied().collect();
         let allowed = |at| has_room(geometry, &good, live, at);
         let parts: [&[u8]; 3] = [&header, &payload, &table];

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use kos_code::compress::Layout;
 use kos_code::shard::{self, HEADER_BYTES, ShardHeader};
 use kos_core::{Tables, keys};
 use kos_types::limits::BLOCK_BYTES;
@@ -110,6 +111,11 @@ impl Shards {
         self.with(id, index, |shard| self.read_range(shard, at, out))
     }
 
+    /// What the shard says of how the stripe's bytes were coded.
+    pub(crate) fn layout(&self, id: StripeId, index: u8) -> Result<Layout> {
+        self.with(id, index, |shard| Ok(shard.header.layout.clone()))
+    }
+
     fn read_range(&self, shard: &Shard, at: usize, out: &mut [u8]) -> Result<()> {
         let head = (at.next_multiple_of(BLOCK_BYTES) - at).min(out.len());
         let body = (out.len() - head) / BLOCK_BYTES * BLOCK_BYTES;
@@ -144,12 +150,12 @@ impl Shards {
     }
 
     /// The whole payload, checked by its hash.
-    pub(crate) fn read_whole(&self, id: StripeId, index: u8) -> Result<Vec<u8>> {
+    pub(crate) fn read_whole(&self, id: StripeId, index: u8) -> Result<(Vec<u8>, Layout)> {
         self.with(id, index, |shard| {
             let mut payload = vec![0; shard.header.payload_len as usize];
             self.tiers.read(&shard.spot, HEADER_BYTES as u64, &mut payload)?;
             if shard::verify_whole(&shard.header, &payload) {
-                Ok(payload)
+                Ok((payload, shard.header.layout.clone()))
             } else {
                 Err(Error::new(Kind::Io, "shard: hash"))
             }

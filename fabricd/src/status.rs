@@ -11,6 +11,8 @@ pub struct Counters {
     pub stripes_written: AtomicU64,
     /// User bytes written in stripes.
     pub bytes_written: AtomicU64,
+    /// User bytes that compression left out before coding.
+    pub bytes_saved: AtomicU64,
     /// User bytes read from stripes.
     pub bytes_read: AtomicU64,
     /// Dead stripes whose bytes were freed.
@@ -32,11 +34,12 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 10] {
+    pub fn list(&self) -> [(&'static str, u64); 11] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
             ("kos_bytes_written_total", get(&self.bytes_written)),
+            ("kos_bytes_saved_total", get(&self.bytes_saved)),
             ("kos_bytes_read_total", get(&self.bytes_read)),
             ("kos_stripes_freed_total", get(&self.stripes_freed)),
             ("kos_shards_bad_total", get(&self.shards_bad)),

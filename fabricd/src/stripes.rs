@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kos_code::compress::{self, Layout};
 use kos_code::{shard, stripe};
 use kos_core::{read, record};
 use kos_store::fault;
-use kos_types::{Class, Error, Geometry, Kind, Policy, Result, StripeId};
+use kos_types::limits::BLOCK_BYTES;
+use kos_types::{Class, Compress, Error, Geometry, Kind, Policy, Result, StripeId};
 
 use crate::cache::Cache;
 use crate::db::Db;
@@ -90,10 +92,14 @@ impl Stripes {
 
     /// Code and write one stripe under `id`. A commit will make it durable and visible.
     pub(crate) fn write(&self, id: StripeId, policy: Policy, data: &[u8]) -> Result<()> {
-        let payloads = stripe::encode(policy.geometry, data)?;
+        let packed = compressed(policy, data);
+        let (coded, layout) = packed
+            .as_ref()
+            .map_or_else(|| (data, Layout::plain(data.len())), |(coded, layout)| (coded, layout.clone()));
+        let payloads = stripe::encode(policy.geometry, coded)?;
         let mut spots = Vec::with_capacity(payloads.len());
         for (index, payload) in (0..).zip(&payloads) {
-            match self.append((id, index), policy, data.len(), &spots, payload) {
+            match self.append((id, index), policy, &layout, &spots, payload) {
                 Ok(spot) => spots.push(spot),
                 Err(e) => {
                     self.free(&spots);
@@ -105,6 +111,7 @@ impl Stripes {
         self.pending().insert(id, Pending { since: Instant::now(), policy, len, spots });
         self.counters.stripes_written.fetch_add(1, Ordering::Relaxed);
         self.counters.bytes_written.fetch_add(len, Ordering::Relaxed);
+        self.counters.bytes_saved.fetch_add(len - coded.len() as u64, Ordering::Relaxed);
         Ok(())
     }
 
@@ -113,11 +120,11 @@ impl Stripes {
         &self,
         (id, index): (StripeId, u8),
         policy: Policy,
-        len: usize,
+        layout: &Layout,
         beside: &[Spot],
         payload: &[u8],
     ) -> Result<Spot> {
-        let (header, table) = shard::seal(id, index, policy.geometry, len as u64, payload)?;
+        let (header, table) = shard::seal(id, index, policy.geometry, layout, payload)?;
         let first = (id.0 as usize).wrapping_add(usize::from(index));
         self.tiers().append(policy.class, first, beside, &[&header, payload, &table])
     }
@@ -217,18 +224,38 @@ impl Stripes {
         if at.checked_add(out.len() as u64).is_none_or(|end| end > record.len) {
             return Err(Error::new(Kind::Invalid, "read: outside the stripe"));
         }
-        let (geometry, mut rest) = (record.policy.geometry, &mut *out);
-        for piece in stripe::locate(geometry, record.len as usize, at as usize, rest.len()) {
-            let (part, after) = rest.split_at_mut(piece.len);
-            // Geometry holds at most 20 shards.
-            let index = piece.shard as u8;
-            if let Err(e) = self.shards.read(id, index, piece.at, part) {
-                return self.read_around(id, at as usize, out, (index, e));
-            }
-            rest = after;
+        if let Err((index, e)) = self.read_shards(id, record, at as usize, out) {
+            return self.read_around(id, at as usize, out, (index, e));
         }
         self.counters.bytes_read.fetch_add(out.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Fill `out` from the data shards alone; the error names the one that failed.
+    fn read_shards(
+        &self,
+        id: StripeId,
+        record: record::Stripe,
+        at: usize,
+        out: &mut [u8],
+    ) -> std::result::Result<(), (u8, Error)> {
+        let (geometry, user_len) = (record.policy.geometry, record.len as usize);
+        // Every shard knows the layout. The first one that is needed, if nothing is compressed.
+        let mut at_fault =
+            stripe::locate(geometry, user_len, at, 1).next().map_or(0, |piece| piece.shard as u8);
+        let layout = self.shards.layout(id, at_fault).map_err(|e| (at_fault, e))?;
+        let fetch = |from, part: &mut [u8]| {
+            let mut rest = part;
+            for piece in stripe::locate(geometry, layout.coded_len(), from, rest.len()) {
+                let (part, after) = rest.split_at_mut(piece.len);
+                // Geometry holds at most 20 shards.
+                at_fault = piece.shard as u8;
+                self.shards.read(id, at_fault, piece.at, part)?;
+                rest = after;
+            }
+            Ok(())
+        };
+        layout.read(at, out, fetch).map_err(|e| (at_fault, e))
     }
 
     pub(crate) fn repairing(&self) -> MutexGuard<'_, HashSet<StripeId>> {
@@ -300,6 +327,19 @@ impl Stripes {
         self.db.sync()?;
         self.shards.tiers.close_ram()
     }
+}
+
+/// The bytes to code instead of `data`, where that makes the shards smaller.
+fn compressed(policy: Policy, data: &[u8]) -> Option<(Vec<u8>, Layout)> {
+    let asked = match policy.compress {
+        Compress::Auto => compress::probe(data),
+        Compress::Lz4 => true,
+        Compress::None => false,
+    };
+    let shard_len = |len| stripe::shard_len(policy.geometry, len);
+    // A shard of one block gets no smaller.
+    let packed = (asked && shard_len(data.len()) > BLOCK_BYTES).then(|| compress::compress(data)).flatten();
+    packed.filter(|(coded, _)| shard_len(coded.len()) < shard_len(data.len()))
 }
 
 /// Hands out stripe ids of the open batch.

@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 
-use kos_tests::{Daemon, wait_for};
+use kos_tests::{Daemon, Rng, wait_for};
 
 /// The directory of the one node there is.
 fn own(daemon: &Daemon) -> PathBuf {
@@ -82,7 +82,7 @@ fn the_control_tree_refuses_changes() {
 #[test]
 fn the_node_tells_of_its_machine() {
     let mut daemon = Daemon::with_ram(64 << 20);
-    fs::write(daemon.mem().join("region"), vec![7; 1 << 20]).expect("write");
+    fs::write(daemon.mem().join("region"), Rng::new(1).bytes(1 << 20)).expect("write");
     File::open(daemon.mount()).and_then(|root| root.sync_all()).expect("sync");
     let read = |name: &str| fs::read_to_string(own(&daemon).join(name)).expect(name);
     let cpu = read("cpu");

@@ -139,9 +139,15 @@ fn policies_are_inherited_and_answered() {
 #[test]
 fn wrong_policies_are_refused() {
     let mut daemon = Daemon::start();
-    for (name, value) in
-        [("durability", "tape"), ("ec", "0+1"), ("ec", "17+1"), ("ec", "4+5"), ("ec", "x"), ("new", "1")]
-    {
+    for (name, value) in [
+        ("durability", "tape"),
+        ("compress", "zstd"),
+        ("ec", "0+1"),
+        ("ec", "17+1"),
+        ("ec", "4+5"),
+        ("ec", "x"),
+        ("new", "1"),
+    ] {
         let out = Command::new("setfattr")
             .args(["-n", &format!("user.kos.{name}"), "-v", value])
             .arg(daemon.mem())

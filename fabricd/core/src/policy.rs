@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use kos_types::{Class, Error, Geometry, Ino, Kind, Policy, ROOT, Result};
+use kos_types::{Class, Compress, Error, Geometry, Ino, Kind, Policy, ROOT, Result};
 
 use crate::{Tables, read};
 
@@ -10,6 +10,8 @@ use crate::{Tables, read};
 pub const DURABILITY: &[u8] = b"user.kos.durability";
 /// The attribute that names the geometry.
 pub const EC: &[u8] = b"user.kos.ec";
+/// The attribute that names the compression.
+pub const COMPRESS: &[u8] = b"user.kos.compress";
 const PREFIX: &[u8] = b"user.kos.";
 /// Directories above an inode: PATH_MAX bytes hold no more.
 const DEPTH_MAX: usize = 4096;
@@ -34,12 +36,22 @@ fn geometry(value: &[u8]) -> Result<Geometry> {
     Geometry::new(k.parse().map_err(|_| bad())?, m.parse().map_err(|_| bad())?)
 }
 
+fn compress(value: &[u8]) -> Result<Compress> {
+    match value {
+        b"auto" => Ok(Compress::Auto),
+        b"lz4" => Ok(Compress::Lz4),
+        b"none" => Ok(Compress::None),
+        _ => Err(Error::new(Kind::Invalid, "user.kos.compress: auto, lz4 or none")),
+    }
+}
+
 /// # Errors
 /// `Invalid` for an unknown `user.kos.` name or a bad value of a known one.
 pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
     match name {
         DURABILITY => class(value).map(drop),
         EC => geometry(value).map(drop),
+        COMPRESS => compress(value).map(drop),
         _ if name.starts_with(PREFIX) => Err(Error::new(
             Kind::Invalid,
             format!("{}: unknown", alloc::string::String::from_utf8_lossy(name)),
@@ -53,15 +65,19 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
 /// # Errors
 /// `Io` when the tables cannot be read.
 pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
-    let (mut found_class, mut found_geometry, mut at) = (None, None, ino);
+    let (mut found_class, mut found_geometry, mut found_compress, mut at) = (None, None, None, ino);
     for _ in 0..DEPTH_MAX {
+        let said = |name| read::own_xattr(tables, at, name);
         if found_class.is_none() {
-            found_class = read::own_xattr(tables, at, DURABILITY)?.map(|v| class(&v)).transpose()?;
+            found_class = said(DURABILITY)?.map(|v| class(&v)).transpose()?;
         }
         if found_geometry.is_none() {
-            found_geometry = read::own_xattr(tables, at, EC)?.map(|v| geometry(&v)).transpose()?;
+            found_geometry = said(EC)?.map(|v| geometry(&v)).transpose()?;
         }
-        if at == ROOT || (found_class.is_some() && found_geometry.is_some()) {
+        if found_compress.is_none() {
+            found_compress = said(COMPRESS)?.map(|v| compress(&v)).transpose()?;
+        }
+        if at == ROOT || (found_class.is_some() && found_geometry.is_some() && found_compress.is_some()) {
             break;
         }
         let Some(up) = read::any_parent(tables, at)? else { break };
@@ -73,5 +89,5 @@ pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
         Class::Scratch => Geometry::new(u8::try_from(geometry.k()).unwrap_or(1), 0)?,
         Class::Disk | Class::Memory => geometry,
     };
-    Ok(Policy { class, geometry })
+    Ok(Policy { class, geometry, compress: found_compress.unwrap_or_default() })
 }

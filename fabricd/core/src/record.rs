@@ -2,7 +2,9 @@
 
 use alloc::vec::Vec;
 
-use kos_types::{Attr, Class, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time};
+use kos_types::{
+    Attr, Class, Compress, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time,
+};
 
 /// Reads fields off the front of a record.
 pub(crate) struct Reader<'a>(pub(crate) &'a [u8]);
@@ -242,7 +244,7 @@ impl Stripe {
     /// To bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut out = Vec::with_capacity(23);
+        let mut out = Vec::with_capacity(24);
         out.extend_from_slice(&self.birth.0.to_le_bytes());
         out.extend_from_slice(&self.refs.to_le_bytes());
         out.extend_from_slice(&self.len.to_le_bytes());
@@ -251,8 +253,14 @@ impl Stripe {
             Class::Memory => 1,
             Class::Scratch => 2,
         };
+        let compress = match self.policy.compress {
+            Compress::Auto => 0,
+            Compress::Lz4 => 1,
+            Compress::None => 2,
+        };
+        let geometry = self.policy.geometry;
         // A Geometry holds k <= 16 and m <= 4.
-        out.extend_from_slice(&[class, self.policy.geometry.k() as u8, self.policy.geometry.m() as u8]);
+        out.extend_from_slice(&[class, geometry.k() as u8, geometry.m() as u8, compress]);
         out
     }
 
@@ -268,7 +276,13 @@ impl Stripe {
             _ => return Err(Error::new(Kind::Io, "stripe record: unknown class")),
         };
         let geometry = Geometry::new(r.u8()?, r.u8()?)?;
-        Ok(Self { birth, refs, policy: Policy { class, geometry }, len })
+        let compress = match r.u8()? {
+            0 => Compress::Auto,
+            1 => Compress::Lz4,
+            2 => Compress::None,
+            _ => return Err(Error::new(Kind::Io, "stripe record: unknown compression")),
+        };
+        Ok(Self { birth, refs, policy: Policy { class, geometry, compress }, len })
     }
 }
 

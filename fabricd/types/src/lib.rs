@@ -18,4 +18,4 @@ pub use error::{Error, Kind, Result};
 pub use fabric::{Extent, ExtentMap, Fabric, Source};
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
-pub use policy::{Class, Geometry, Policy};
+pub use policy::{Class, Compress, Geometry, Policy};

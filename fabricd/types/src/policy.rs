@@ -72,6 +72,28 @@ impl fmt::Display for Geometry {
     }
 }
 
+/// Whether user bytes are compressed before they are coded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Compress {
+    /// With LZ4 where a sample looks as if it paid.
+    #[default]
+    Auto,
+    /// With LZ4 wherever it saves space.
+    Lz4,
+    /// Never.
+    None,
+}
+
+impl fmt::Display for Compress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Lz4 => "lz4",
+            Self::None => "none",
+        })
+    }
+}
+
 /// What new stripes of an inode are written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Policy {
@@ -79,10 +101,12 @@ pub struct Policy {
     pub class: Class,
     /// Geometry; m is 0 for scratch.
     pub geometry: Geometry,
+    /// Compression.
+    pub compress: Compress,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { class: Class::Disk, geometry: Geometry::DEFAULT }
+        Self { class: Class::Disk, geometry: Geometry::DEFAULT, compress: Compress::Auto }
     }
 }

@@ -6,15 +6,17 @@
 use kos_types::limits::{BLOCK_BYTES, STRIPE_BYTES_MAX};
 use kos_types::{Error, Geometry, Kind, Result, StripeId};
 
+use crate::compress::{CHUNK_BYTES, CHUNKS_MAX, Layout};
 use crate::stripe::shard_len;
 
 /// Bytes of the header, and where the payload begins.
 pub const HEADER_BYTES: usize = BLOCK_BYTES;
 
 const MAGIC: [u8; 8] = *b"KOSSHRD1";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
-/// Where the fields of the header are; what is between `END` and `HEADER_CRC` is zero.
+/// Where the fields of the header are; what is between the last of `CHUNKS` and `HEADER_CRC` is
+/// zero.
 mod field {
     pub(super) const MAGIC: usize = 0;
     pub(super) const VERSION: usize = 8;
@@ -26,9 +28,14 @@ mod field {
     pub(super) const PAYLOAD_LEN: usize = 32;
     pub(super) const PAYLOAD_HASH: usize = 40;
     pub(super) const TABLE_CRC: usize = 72;
+    /// 1 when the user bytes are compressed, with a length for each chunk in `CHUNKS`.
+    pub(super) const PACKED: usize = 76;
+    pub(super) const CHUNKS: usize = 80;
     /// CRC of all bytes before it.
     pub(super) const HEADER_CRC: usize = super::HEADER_BYTES - 4;
 }
+
+const _: () = assert!(field::CHUNKS + CHUNKS_MAX * 4 <= field::HEADER_CRC);
 
 /// What a shard says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,9 +46,9 @@ pub struct ShardHeader {
     pub index: u8,
     /// How the stripe is coded.
     pub geometry: Geometry,
-    /// User bytes of the whole stripe.
-    pub user_len: u64,
-    /// Bytes of the payload: whole blocks, fewer than `user_len` asks for in a compressed stripe.
+    /// How the user bytes of the whole stripe became the bytes that are coded.
+    pub layout: Layout,
+    /// Bytes of the payload: whole blocks.
     pub payload_len: u64,
     /// BLAKE3 of the payload.
     pub payload_hash: [u8; 32],
@@ -53,18 +60,13 @@ impl ShardHeader {
     /// Whether the fields fit each other, so that whoever holds a decoded header can size buffers
     /// by it.
     fn check(&self) -> Result<()> {
-        let user_len = usize::try_from(self.user_len).unwrap_or(usize::MAX);
-        let payload_len = usize::try_from(self.payload_len).unwrap_or(usize::MAX);
-        if user_len == 0 || user_len > STRIPE_BYTES_MAX {
-            return Err(bad("user length"));
+        if !self.layout.is_possible() {
+            return Err(bad("user length or chunks"));
         }
         if usize::from(self.index) >= self.geometry.n() {
             return Err(bad("index"));
         }
-        if payload_len == 0
-            || !payload_len.is_multiple_of(BLOCK_BYTES)
-            || payload_len > shard_len(self.geometry, user_len)
-        {
+        if self.payload_len != shard_len(self.geometry, self.layout.coded_len()) as u64 {
             return Err(bad("payload length"));
         }
         Ok(())
@@ -86,13 +88,13 @@ pub const fn table_len(payload_len: usize) -> usize {
 /// The header and the checksum table that go before and after `payload`.
 ///
 /// # Errors
-/// `Invalid` unless `payload` is whole blocks and no longer than `user_len` asks for, and `index`
-/// is one of the geometry's shards.
+/// `Invalid` unless `payload` is as long as `layout` asks for, and `index` is one of the
+/// geometry's shards.
 pub fn seal(
     stripe: StripeId,
     index: u8,
     geometry: Geometry,
-    user_len: u64,
+    layout: &Layout,
     payload: &[u8],
 ) -> Result<([u8; HEADER_BYTES], Vec<u8>)> {
     let mut table: Vec<u8> = crc_table(payload).into_iter().flat_map(u32::to_le_bytes).collect();
@@ -101,7 +103,7 @@ pub fn seal(
         stripe,
         index,
         geometry,
-        user_len,
+        layout: layout.clone(),
         payload_len: payload.len() as u64,
         payload_hash: *blake3::hash(payload).as_bytes(),
         table_crc: crc_fast::crc32_iscsi(&table),
@@ -122,10 +124,14 @@ pub fn encode_header(header: &ShardHeader) -> [u8; HEADER_BYTES] {
     put(field::K, &[header.geometry.k() as u8]);
     put(field::M, &[header.geometry.m() as u8]);
     put(field::STRIPE, &header.stripe.0.to_le_bytes());
-    put(field::USER_LEN, &header.user_len.to_le_bytes());
+    put(field::USER_LEN, &(header.layout.user_len as u64).to_le_bytes());
     put(field::PAYLOAD_LEN, &header.payload_len.to_le_bytes());
     put(field::PAYLOAD_HASH, &header.payload_hash);
     put(field::TABLE_CRC, &header.table_crc.to_le_bytes());
+    put(field::PACKED, &[u8::from(!header.layout.chunks.is_empty())]);
+    for (at, len) in (field::CHUNKS..).step_by(4).zip(&header.layout.chunks).take(CHUNKS_MAX) {
+        put(at, &len.to_le_bytes());
+    }
     let crc = crc_fast::crc32_iscsi(&block[..field::HEADER_CRC]);
     block[field::HEADER_CRC..].copy_from_slice(&crc.to_le_bytes());
     block
@@ -147,13 +153,21 @@ pub fn decode_header(bytes: &[u8]) -> Result<ShardHeader> {
     }
     let version = u32::from_le_bytes(take(block, field::VERSION));
     if version != VERSION {
-        return Err(Error::new(Kind::Unsupported, format!("shard header: version {version}")));
+        let what = format!("shard header: version {version}, this kosfs reads {VERSION}");
+        return Err(Error::new(Kind::Unsupported, what));
     }
+    let user_len = usize::try_from(u64::from_le_bytes(take(block, field::USER_LEN))).unwrap_or(usize::MAX);
+    let count = match block[field::PACKED] {
+        0 => 0,
+        1 if user_len <= STRIPE_BYTES_MAX => user_len.div_ceil(CHUNK_BYTES),
+        _ => return Err(bad("compression")),
+    };
+    let chunk = |number| u32::from_le_bytes(take(block, field::CHUNKS + number * 4));
     let header = ShardHeader {
         stripe: StripeId(u64::from_le_bytes(take(block, field::STRIPE))),
         index: block[field::INDEX],
         geometry: Geometry::new(block[field::K], block[field::M]).map_err(|_| bad("geometry"))?,
-        user_len: u64::from_le_bytes(take(block, field::USER_LEN)),
+        layout: Layout { user_len, chunks: (0..count).map(chunk).collect() },
         payload_len: u64::from_le_bytes(take(block, field::PAYLOAD_LEN)),
         payload_hash: take(block, field::PAYLOAD_HASH),
         table_crc: u32::from_le_bytes(take(block, field::TABLE_CRC)),
@@ -222,7 +236,8 @@ mod tests {
 
     fn sealed() -> ([u8; HEADER_BYTES], Vec<u8>, Vec<u8>) {
         let payload = noise(1, 3 * BLOCK_BYTES);
-        let (header, table) = seal(ID, 5, Geometry::DEFAULT, 40_000, &payload).expect("seals");
+        let (header, table) =
+            seal(ID, 5, Geometry::DEFAULT, &Layout::plain(40_000), &payload).expect("seals");
         (header, payload, table)
     }
 
@@ -242,11 +257,12 @@ mod tests {
             for len in [1, 4095, 4096, 4097, 65_537 * 4 + 3, STRIPE_BYTES_MAX] {
                 let shards = stripe::encode(geometry, &noise(2, len)).expect("encodes");
                 for (index, payload) in (0..).zip(&shards) {
-                    let (block, bytes) = seal(ID, index, geometry, len as u64, payload).expect("seals");
+                    let (block, bytes) =
+                        seal(ID, index, geometry, &Layout::plain(len), payload).expect("seals");
                     assert_eq!(stored_len(payload.len()), block.len() + payload.len() + bytes.len());
                     let header = decode_header(&block).expect("own header");
                     assert_eq!((header.stripe, header.index, header.geometry), (ID, index, geometry));
-                    assert_eq!((header.user_len, header.payload_len), (len as u64, payload.len() as u64));
+                    assert_eq!((header.layout.user_len, header.payload_len), (len, payload.len() as u64));
                     assert_eq!(encode_header(&header), block);
                     let table = decode_table(&header, &bytes).expect("own table");
                     assert_eq!(table, crc_table(payload));
@@ -254,6 +270,19 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn compressed_stripes_keep_their_chunks() {
+        let layout = Layout {
+            user_len: STRIPE_BYTES_MAX,
+            chunks: (0..CHUNKS_MAX as u32).map(|n| 1 + n % 50).collect(),
+        };
+        let payload = noise(3, BLOCK_BYTES);
+        let (block, _) = seal(ID, 2, Geometry::DEFAULT, &layout, &payload).expect("seals");
+        assert_eq!(decode_header(&block).expect("own header").layout, layout);
+        let short = seal(ID, 2, Geometry::DEFAULT, &Layout { chunks: vec![1], ..layout }, &payload);
+        assert_eq!(short.map_err(|e| e.kind()), Err(Kind::Invalid));
     }
 
     #[test]
@@ -293,7 +322,11 @@ mod tests {
         let refused = |at: usize, value: &[u8]| {
             forged(|b| b[at..at + value.len()].copy_from_slice(value)).expect_err("refused").kind()
         };
-        assert_eq!(refused(field::VERSION, &2_u32.to_le_bytes()), Kind::Unsupported);
+        for version in [0, 1, 3] {
+            assert_eq!(refused(field::VERSION, &u32::to_le_bytes(version)), Kind::Unsupported);
+        }
+        assert_eq!(refused(field::PACKED, &[2]), Kind::Io);
+        assert_eq!(refused(field::PACKED, &[1]), Kind::Io, "a chunk of no bytes");
         assert_eq!(refused(field::INDEX, &[6]), Kind::Io);
         assert_eq!(refused(field::K, &[0]), Kind::Io);
         assert_eq!(refused(field::M, &[5]), Kind::Io);
@@ -311,7 +344,8 @@ mod tests {
         for (index, user_len, len) in
             [(6, 40_000, 4096), (0, 0, 4096), (0, 40_000, 100), (0, 1, 8192), (0, 9, 0)]
         {
-            let sealed = seal(ID, index, Geometry::DEFAULT, user_len, &vec![0; len]);
+            let layout = Layout::plain(user_len);
+            let sealed = seal(ID, index, Geometry::DEFAULT, &layout, &vec![0; len]);
             assert_eq!(sealed.map_err(|e| e.kind()), Err(Kind::Invalid), "{index} {user_len} {len}");
         }
     }

@@ -1,13 +1,13 @@
 //! What new stripes are written with: an inode's own attributes, else its nearest ancestor's.
 
-use kos_core::policy::{self, DURABILITY, EC};
+use kos_core::policy::{self, COMPRESS, DURABILITY, EC};
 use kos_core::read;
-use kos_types::{Class, FileKind, Geometry, Ino, Kind, Op, Policy, ROOT, RenameMode, Reply};
+use kos_types::{Class, Compress, FileKind, Geometry, Ino, Kind, Op, Policy, ROOT, RenameMode, Reply};
 
 use crate::fs::Fs;
 
 fn is(class: Class, k: u8, m: u8) -> Policy {
-    Policy { class, geometry: Geometry::new(k, m).expect("in range") }
+    Policy { class, geometry: Geometry::new(k, m).expect("in range"), ..Policy::default() }
 }
 
 fn of(fs: &Fs, ino: Ino) -> Policy {
@@ -43,6 +43,17 @@ fn the_nearest_says_and_each_attribute_for_itself() {
     assert_eq!(of(&fs, file), is(Class::Disk, 2, 1));
     assert_eq!(fs.run(Op::RemoveXattr { ino: file, name: DURABILITY.into() }), Ok(Reply::Done));
     assert_eq!(of(&fs, file), is(Class::Memory, 2, 1));
+}
+
+#[test]
+fn compression_is_inherited_as_the_others() {
+    let mut fs = Fs::new();
+    let [a, _, file] = path(&mut fs);
+    assert_eq!(of(&fs, file).compress, Compress::Auto);
+    assert_eq!(fs.set_xattr(a, COMPRESS, b"none"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file).compress, Compress::None);
+    assert_eq!(fs.set_xattr(file, COMPRESS, b"lz4"), Ok(Reply::Done));
+    assert_eq!((of(&fs, file).compress, of(&fs, a).compress), (Compress::Lz4, Compress::None));
 }
 
 #[test]
@@ -84,9 +95,14 @@ fn what_it_cannot_mean_is_refused() {
         let error = fs.set_xattr(a, EC, value).expect_err("accepted");
         assert_eq!(error.kind(), Kind::Invalid, "{value:?}");
     }
-    for (name, value) in
-        [(DURABILITY, ""), (DURABILITY, "Disk"), (DURABILITY, "disk "), (b"user.kos.x", "disk")]
-    {
+    for (name, value) in [
+        (COMPRESS, "zstd"),
+        (COMPRESS, ""),
+        (DURABILITY, ""),
+        (DURABILITY, "Disk"),
+        (DURABILITY, "disk "),
+        (b"user.kos.x", "disk"),
+    ] {
         let error = fs.set_xattr(a, name, value.as_bytes()).expect_err("accepted");
         assert_eq!(error.kind(), Kind::Invalid, "{name:?} {value}");
     }
