@@ -7,6 +7,7 @@ use kos_types::{Error, Kind, Result};
 pub(crate) const HELP: &str = "\
 sync     make everything written so far stable; the write returns when it is
 collect  free the bytes of what was deleted or overwritten now
+scrub    begin to read and check all shards now; sys/events tells when it is done
 ";
 
 /// Run the lines of one write, up to the first that fails. `sync` makes the whole mount stable.
@@ -16,6 +17,10 @@ pub(crate) fn run(node: &Node, bytes: &[u8], sync: &dyn Fn() -> Result<()>) -> R
         let done = match line {
             "sync" => sync(),
             "collect" => node.collect(),
+            "scrub" => {
+                node.scrub();
+                Ok(())
+            }
             "drain" => Err(Error::new(
                 Kind::Unsupported,
                 "drain needs the cluster: one node has nowhere to move its data",

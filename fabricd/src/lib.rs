@@ -12,6 +12,7 @@ mod node;
 mod rebuild;
 mod repair;
 mod room;
+mod scrub;
 mod shards;
 mod standing;
 mod status;

@@ -24,7 +24,7 @@ use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
-use crate::{collector, rebuild, shards};
+use crate::{collector, rebuild, scrub, shards};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -77,6 +77,8 @@ pub(crate) struct Inner {
     ids: Ids,
     /// Old versions may be held by no snapshot.
     pub(crate) prune: AtomicBool,
+    /// Somebody asked for a pass of scrub.
+    pub(crate) scrub: AtomicBool,
 }
 
 /// One node in this process.
@@ -157,6 +159,7 @@ impl Node {
             ids: Ids::new(0),
             // The last end may have interrupted it.
             prune: AtomicBool::new(true),
+            scrub: AtomicBool::new(false),
         };
         let inner = Arc::new(Inner { ids: Ids::new(inner.open_batch()?), ..inner });
         for ino in read::orphans(&*inner.db)? {
@@ -164,7 +167,8 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
-        let workers = vec![collector::start(Arc::clone(&inner))?, rebuild::start(Arc::clone(&inner))?];
+        let workers = [collector::start, rebuild::start, scrub::start].map(|start| start(Arc::clone(&inner)));
+        let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { inner, workers })
     }
 
@@ -190,6 +194,11 @@ impl Node {
     /// `Io`; the next round in the background tries again.
     pub fn collect(&self) -> Result<()> {
         collector::collect(&self.inner, u64::MAX)
+    }
+
+    /// Begin a pass of scrub now; the metrics tell of its end.
+    pub fn scrub(&self) {
+        self.inner.scrub.store(true, Ordering::Relaxed);
     }
 
     /// The places of the disk tier.

@@ -99,6 +99,33 @@ impl Stripes {
         (0..).take(geometry.n()).map(spot).collect()
     }
 
+    /// Check every shard of a stripe; those that are damaged are left to the rebuilder. Answers the
+    /// bytes that were read.
+    pub(crate) fn scrub(&self, id: StripeId, geometry: Geometry) -> Result<u64> {
+        let (mut bytes, mut checked) = (0, 0);
+        let mut bad = Vec::new();
+        for index in (0..).take(geometry.n()) {
+            match self.shards.check(id, index) {
+                Ok(len) => (bytes, checked) = (bytes + len, checked + 1),
+                Err(e) => bad.push((index, e)),
+            }
+        }
+        self.counters.scrub_shards.fetch_add(checked + bad.len() as u64, Ordering::Relaxed);
+        self.counters.scrub_bytes.fetch_add(bytes, Ordering::Relaxed);
+        // Its shards go when it is collected.
+        if bad.is_empty() || read::stripe(&*self.db, id)?.is_none() {
+            return Ok(bytes);
+        }
+        let new = bits(&bad) & !self.standings.damaged(id);
+        self.counters.scrub_bad.fetch_add(bad.len() as u64, Ordering::Relaxed);
+        self.counters.shards_bad.fetch_add(u64::from(new.count_ones()), Ordering::Relaxed);
+        self.rejudge(id, |damaged| damaged | bits(&bad))?;
+        for (index, error) in bad {
+            self.events.add("damaged", &format!("stripe {:#x} shard {index}: {error}; found by scrub", id.0));
+        }
+        Ok(bytes)
+    }
+
     /// Every shard of the stripe, decoded without those of `bad`, which grows by what turns out
     /// to be damaged too.
     fn decode(&self, id: StripeId, geometry: Geometry, bad: &mut Vec<(u8, Error)>) -> Result<Decoded> {

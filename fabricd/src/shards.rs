@@ -162,6 +162,21 @@ impl Shards {
         })
     }
 
+    /// Read all of a shard from its place, and check each part; answers its bytes.
+    pub(crate) fn check(&self, id: StripeId, index: u8) -> Result<u64> {
+        // The header and the table as they are now.
+        self.forget(id, index);
+        self.with(id, index, |shard| {
+            let mut payload = vec![0; shard.header.payload_len as usize];
+            self.read_blocks(shard, 0, &mut payload)?;
+            if shard::verify_whole(&shard.header, &payload) {
+                Ok(shard.spot.location.len)
+            } else {
+                Err(Error::new(Kind::Io, "shard: hash"))
+            }
+        })
+    }
+
     /// The shard moved or went.
     pub(crate) fn forget(&self, id: StripeId, index: u8) {
         self.cache.remove((id, index));

@@ -27,6 +27,14 @@ pub struct Counters {
     pub shards_moved: AtomicU64,
     /// Bytes of shards that rebuilding has read and written.
     pub rebuild_bytes: AtomicU64,
+    /// Shards that scrub has read.
+    pub scrub_shards: AtomicU64,
+    /// Bytes of them that were intact.
+    pub scrub_bytes: AtomicU64,
+    /// Shards that scrub found damaged or missing.
+    pub scrub_bad: AtomicU64,
+    /// Passes of scrub over all shards.
+    pub scrub_passes: AtomicU64,
     /// Tries to put a stripe right that failed.
     pub rebuilds_failed: AtomicU64,
 }
@@ -34,7 +42,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 11] {
+    pub fn list(&self) -> [(&'static str, u64); 15] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
@@ -46,6 +54,10 @@ impl Counters {
             ("kos_shards_repaired_total", get(&self.shards_repaired)),
             ("kos_stripes_lost_total", get(&self.stripes_lost)),
             ("kos_shards_moved_total", get(&self.shards_moved)),
+            ("kos_scrub_shards_total", get(&self.scrub_shards)),
+            ("kos_scrub_bytes_total", get(&self.scrub_bytes)),
+            ("kos_scrub_bad_total", get(&self.scrub_bad)),
+            ("kos_scrub_passes_total", get(&self.scrub_passes)),
             ("kos_rebuild_bytes_total", get(&self.rebuild_bytes)),
             ("kos_rebuilds_failed_total", get(&self.rebuilds_failed)),
         ]

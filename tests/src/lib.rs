@@ -138,6 +138,13 @@ impl Daemon {
         line.unwrap_or_else(|| panic!("{name} is not in {text}")).parse().expect("a number")
     }
 
+    /// Write a line to the node's ctl file.
+    pub fn ctl(&self, line: &str) {
+        for entry in fs::read_dir(self.mount().join("nodes")).expect("nodes") {
+            fs::write(entry.expect("node").path().join("ctl"), line).expect("ctl");
+        }
+    }
+
     /// Segment files of all places.
     #[must_use]
     pub fn segments(&self) -> Vec<PathBuf> {

@@ -40,12 +40,6 @@ fn stored(daemon: &Daemon) -> u64 {
     daemon.segments().iter().map(|path| fs::metadata(path).expect("segment").blocks() * 512).sum()
 }
 
-fn metric(daemon: &Daemon, name: &str) -> u64 {
-    let text = fs::read_to_string(daemon.mount().join("sys/metrics")).expect("metrics");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("{name}: {text}"))
-}
-
 #[test]
 fn compressible_bytes_take_less_space_unless_told_not_to() {
     let mut daemon = Daemon::start();
@@ -62,9 +56,9 @@ fn compressible_bytes_take_less_space_unless_told_not_to() {
         let dir = daemon.mem().join(format!("{value}-{most}-{}", bytes[0]));
         fs::create_dir(&dir).expect("mkdir");
         set(&dir, value);
-        let saved = metric(&daemon, "kos_bytes_saved_total");
+        let saved = daemon.metric("kos_bytes_saved_total");
         write(&dir.join("file"), bytes);
-        let saved = metric(&daemon, "kos_bytes_saved_total") - saved;
+        let saved = daemon.metric("kos_bytes_saved_total") - saved;
         assert_eq!(saved > 0, most == 80, "{value}: {saved} saved");
         let percent = (stored(&daemon) - before) * 100 / LEN as u64;
         assert!((most - 60..=most).contains(&percent), "{value}: {percent} % of the bytes are stored");
@@ -84,7 +78,7 @@ fn damaged_compressed_stripes_are_decoded_around_and_repaired() {
     let mut daemon = Daemon::start();
     let data = text(&mut Rng::new(2), LEN);
     write(&daemon.mem().join("file"), &data);
-    assert!(metric(&daemon, "kos_bytes_saved_total") > LEN as u64 / 3);
+    assert!(daemon.metric("kos_bytes_saved_total") > LEN as u64 / 3);
     daemon.stop();
     for path in daemon
         .segments()
@@ -105,13 +99,13 @@ fn damaged_compressed_stripes_are_decoded_around_and_repaired() {
     file.read_exact_at(&mut part, 5_000_000).expect("read");
     assert!(part == data[5_000_000..5_100_000], "wrong bytes");
     assert!(fs::read(daemon.mem().join("file")).expect("read") == data, "wrong bytes");
-    wait_for("repair", || metric(&daemon, "kos_stripes_under_replicated") == 0);
-    assert!(metric(&daemon, "kos_shards_repaired_total") > 0);
+    wait_for("repair", || daemon.metric("kos_stripes_under_replicated") == 0);
+    assert!(daemon.metric("kos_shards_repaired_total") > 0);
     drop(file);
     daemon.stop();
     daemon.spawn();
     assert!(fs::read(daemon.mem().join("file")).expect("read") == data, "wrong bytes after the repair");
-    assert_eq!(metric(&daemon, "kos_shards_bad_total"), 0);
+    assert_eq!(daemon.metric("kos_shards_bad_total"), 0);
     daemon.stop();
 }
 

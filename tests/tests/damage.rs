@@ -61,28 +61,22 @@ fn swap(daemon: &Daemon, a: usize, b: usize) {
     fs::rename(aside, b).expect("rename");
 }
 
-fn metric(daemon: &Daemon, name: &str) -> u64 {
-    let text = fs::read_to_string(daemon.mount().join("sys/metrics")).expect("metrics");
-    let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok());
-    value.unwrap_or_else(|| panic!("{name}: {text}"))
-}
-
 /// The file reads right twice: around the damage, and once it is repaired, without new repairs.
 fn reads_right(daemon: &mut Daemon, data: &[u8]) {
     daemon.spawn();
     let path = daemon.mem().join("file");
     assert!(fs::read(&path).expect("read") == data, "wrong bytes");
     // By the reader, or before it came.
-    wait_for("repair", || metric(daemon, "kos_stripes_under_replicated") == 0);
+    wait_for("repair", || daemon.metric("kos_stripes_under_replicated") == 0);
     for counter in ["kos_shards_bad_total", "kos_shards_repaired_total"] {
-        assert!(metric(daemon, counter) > 0, "{counter}");
+        assert!(daemon.metric(counter) > 0, "{counter}");
     }
     assert!(daemon.log().contains("repaired") || daemon.log().contains("rebuilt"), "{}", daemon.log());
     daemon.stop();
     daemon.spawn();
     assert!(fs::read(&path).expect("read") == data, "wrong bytes after the repair");
     for counter in ["kos_shards_bad_total", "kos_shards_repaired_total"] {
-        assert_eq!(metric(daemon, counter), 0, "{counter}: {}", daemon.log());
+        assert_eq!(daemon.metric(counter), 0, "{counter}: {}", daemon.log());
     }
     daemon.stop();
 }
