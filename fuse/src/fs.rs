@@ -71,6 +71,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Whose changes leave setuid and setgid alone. The kernel asks for CAP_FSETID, which requests do not
+/// show.
+const fn is_privileged(user: u32) -> bool {
+    user == 0
+}
+
 fn fixed() -> Error {
     Error::new(Kind::NotPermitted, "the mount's root holds only kosfs's own directories: use mem/")
 }
@@ -118,7 +124,8 @@ impl<F: Fabric> Fs<F> {
         self.files.fresh(|| self.fabric.attr(ino))
     }
 
-    pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr) -> Result<Attr> {
+    /// `by` is the user who asks.
+    pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr, by: u32) -> Result<Attr> {
         if let Some((id, file)) = jobs::file_of(ino) {
             return self.job_file_set(id, file, &set);
         }
@@ -128,10 +135,8 @@ impl<F: Fabric> Fs<F> {
             let truncates = set.size.is_some() && set == only_size && self.control.file(ino)?.write.is_some();
             return if truncates { self.control.attr(ino) } else { Err(fixed()) };
         }
-        // The kernel's word for it does not reach us through fuser, so always.
-        set.kill_suidgid |= set.size.is_some();
-        let attr = self.files.set_attr(ino, set)?;
-        Ok(attr)
+        set.kill_suidgid |= set.size.is_some() && !is_privileged(by);
+        self.files.set_attr(ino, set)
     }
 
     pub(crate) fn create(
@@ -414,11 +419,18 @@ impl<F: Fabric> Fs<F> {
             let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
             return write(data, &|| self.flush_all());
         }
+        self.strip(ino, kill)?;
+        self.files.write(ino, off, data)?;
+        self.job_written(ino);
+        Ok(())
+    }
+
+    /// What a change of a file's bytes takes from it with `kill`: setuid and setgid. The kernel takes
+    /// capabilities away itself, which are extended attributes.
+    fn strip(&self, ino: Ino, kill: bool) -> Result<()> {
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
-        self.files.write(ino, off, data)?;
-        self.job_written(ino);
         Ok(())
     }
 
@@ -460,11 +472,13 @@ impl<F: Fabric> Fs<F> {
         self.fabric.sync()
     }
 
-    pub(crate) fn allocate(&self, ino: Ino, off: u64, len: u64, mode: Allocate) -> Result<()> {
+    /// `by` is the user who asks.
+    pub(crate) fn allocate(&self, ino: Ino, off: u64, len: u64, mode: Allocate, by: u32) -> Result<()> {
         let end = off
             .checked_add(len)
             .filter(|&end| end <= limits::FILE_BYTES_MAX)
             .ok_or_else(|| Error::new(Kind::TooLarge, "fallocate"))?;
+        self.strip(ino, !is_privileged(by))?;
         match mode {
             Allocate::Extend | Allocate::Reserve => {
                 // Stripes are never overwritten in place, so nothing can be set aside for a
@@ -503,14 +517,15 @@ impl<F: Fabric> Fs<F> {
         Ok((!data && off < size).then_some(size))
     }
 
-    /// Answers the bytes copied: fewer at the end of the source.
-    pub(crate) fn copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<u64> {
+    /// Answers the bytes copied: fewer at the end of the source. `by` is the user who asks.
+    pub(crate) fn copy(&self, from: (Ino, u64), to: (Ino, u64), len: u64, by: u32) -> Result<u64> {
         if control::owns(from.0) || control::owns(to.0) {
             return Err(Error::new(Kind::Unsupported, "copy_file_range: a file without stripes"));
         }
         let size = self.attr(from.0)?.size;
         let len = len.min(size.saturating_sub(from.1));
         if len > 0 {
+            self.strip(to.0, !is_privileged(by))?;
             self.files.clone_range(from, to, len)?;
         }
         Ok(len)

@@ -23,6 +23,11 @@ use crate::jobs::{Caller, names_ttl};
 /// How long the kernel may answer from its caches. Only this mount changes the tree, so this
 /// bounds only how old the block count of a file flushed in the background may be.
 const TTL: Duration = Duration::from_secs(1);
+/// A program's setuid is never old: the kernel does not look at its mode again after a write that
+/// cleared it.
+const fn ttl(attr: &Attr) -> Duration {
+    if matches!(attr.kind, FileKind::File) && attr.mode & 0o6000 != 0 { Duration::ZERO } else { TTL }
+}
 /// Bytes of one request; larger ones save little (docs: limits).
 const MAX_WRITE: u32 = 1 << 20;
 /// Requests the kernel may have in flight in the background.
@@ -135,7 +140,7 @@ fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: INodeNo, result: Resu
     match result {
         Ok(attr) => {
             fs.told(attr.ino);
-            reply.entry(&names_ttl(ino(parent), TTL), &file_attr(&attr), Generation(0));
+            reply.entry(&names_ttl(ino(parent), ttl(&attr)), &file_attr(&attr), Generation(0));
         }
         Err(e) => reply.error(errno(&e)),
     }
@@ -157,7 +162,7 @@ fn data(reply: ReplyData, result: Result<Vec<u8>, Error>) {
 
 fn attributes(reply: ReplyAttr, result: Result<Attr, Error>) {
     match result {
-        Ok(attr) => reply.attr(&TTL, &file_attr(&attr)),
+        Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
         Err(e) => reply.error(errno(&e)),
     }
 }
@@ -212,7 +217,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
 
     fn setattr(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         mode: Option<u32>,
         uid: Option<u32>,
@@ -237,7 +242,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
             mtime: mtime.map(time_change),
             kill_suidgid: false,
         };
-        attributes(reply, self.0.set_attr(ino(node), set));
+        attributes(reply, self.0.set_attr(ino(node), set, req.uid()));
     }
 
     fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
@@ -348,7 +353,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
                 let (handle, caching) = self.0.opened(attr.ino, flags);
                 self.0.told(attr.ino);
                 reply.created(
-                    &names_ttl(ino(parent), TTL),
+                    &names_ttl(ino(parent), ttl(&attr)),
                     &file_attr(&attr),
                     Generation(0),
                     FileHandle(handle),
@@ -459,11 +464,13 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
         offset: u64,
         mut reply: ReplyDirectoryPlus,
     ) {
+        let parent = ino(node);
         let mut told = Vec::new();
         let result = self.0.list(ino(node), offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
-            let full = reply.add(node, entry.cookie, name, &names_ttl(ino(node), TTL), &attr, Generation(0));
+            let ttl = names_ttl(parent, ttl(&entry.attr));
+            let full = reply.add(node, entry.cookie, name, &ttl, &attr, Generation(0));
             // The kernel counts each entry as a lookup, but for these two.
             if !full && name != "." && name != ".." {
                 told.push(entry.attr.ino);
@@ -530,7 +537,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
 
     fn fallocate(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -548,7 +555,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
             ZERO_KEEP => Allocate::Zero(true),
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        empty(reply, self.0.allocate(ino(node), offset, length, mode));
+        empty(reply, self.0.allocate(ino(node), offset, length, mode, req.uid()));
     }
 
     fn lseek(
@@ -576,7 +583,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
 
     fn copy_file_range(
         &self,
-        _req: &Request,
+        req: &Request,
         ino_in: INodeNo,
         _fh_in: FileHandle,
         offset_in: u64,
@@ -589,7 +596,7 @@ impl<F: Fabric + 'static> Filesystem for Session<F> {
     ) {
         // The reply counts in 32 bits; whole blocks keep the next call aligned.
         let len = len.min(1 << 30);
-        match self.0.copy((ino(ino_in), offset_in), (ino(ino_out), offset_out), len) {
+        match self.0.copy((ino(ino_in), offset_in), (ino(ino_out), offset_out), len, req.uid()) {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(errno(&e)),
         }

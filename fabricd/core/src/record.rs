@@ -69,7 +69,7 @@ pub(crate) fn put_time(out: &mut Vec<u8>, time: Time) {
 }
 
 /// Counts up whenever a record's layout changes: "kos" and a number.
-const FORMAT: u64 = 0x6b6f_7300_0000_0003;
+const FORMAT: u64 = 0x6b6f_7300_0000_0004;
 
 /// The state machine's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

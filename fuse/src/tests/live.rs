@@ -2,7 +2,9 @@
 //! of a mount it serves itself can wait for its own memory's lock, and cannot be killed while it
 //! waits for its own answer.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Lines, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -16,8 +18,9 @@ use tempfile::TempDir;
 use super::model::Model;
 use crate::{MountOptions, Mounted, mount};
 
-/// The directory that the serving process mounts.
+/// The directory that the serving process mounts, and by how many threads it is served.
 const DIR: &str = "KOS_FUSE_TEST_MOUNT";
+const THREADS: &str = "KOS_FUSE_TEST_THREADS";
 /// Far more than an end takes on a busy machine.
 const DEADLINE: Duration = Duration::from_secs(60);
 
@@ -30,10 +33,17 @@ pub(super) struct Live {
 
 impl Live {
     pub(super) fn new() -> Self {
+        Self::with_threads(4)
+    }
+
+    pub(super) fn with_threads(threads: usize) -> Self {
         let dir = tempfile::Builder::new().prefix("kos-fuse").tempdir().expect("temporary directory");
+        // Other users act on it too.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
         let mut server = Command::new(std::env::current_exe().expect("own path"))
             .args(["--ignored", "--exact", "tests::live::serve", "--nocapture", "--test-threads=1"])
             .env(DIR, dir.path())
+            .env(THREADS, threads.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
@@ -98,7 +108,8 @@ impl Drop for Live {
 }
 
 fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
-    let options = MountOptions { dir: dir.into(), source: "model".into(), threads: 4 };
+    let threads = std::env::var(THREADS).expect("threads").parse().expect("a number");
+    let options = MountOptions { dir: dir.into(), source: "model".into(), threads };
     mount(Arc::clone(model), &options, Vec::new(), || ()).expect("mounts")
 }
 

@@ -4,6 +4,7 @@ mod caches;
 mod live;
 mod model;
 mod names;
+mod privileges;
 mod random;
 
 use std::path::Path;
@@ -44,6 +45,11 @@ impl Rng {
         let seed = std::env::var("KOS_SEED").map_or(own, |seed| seed.parse().expect("KOS_SEED: a number"));
         eprintln!("KOS_SEED={seed}");
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Others from the same seed.
+    fn split(&mut self) -> Self {
+        Self(self.next() | 1)
     }
 
     fn next(&mut self) -> u64 {

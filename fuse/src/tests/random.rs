@@ -171,16 +171,16 @@ impl Target for &Direct {
 
     fn truncate(&mut self, file: usize, size: usize) {
         let set = SetAttr { size: Some(SetSize { size: size as u64 }), ..SetAttr::default() };
-        assert_eq!(self.fs.set_attr(self.files[file], set).expect("truncate").size, size as u64);
+        assert_eq!(self.fs.set_attr(self.files[file], set, 0).expect("truncate").size, size as u64);
     }
 
     fn allocate(&mut self, file: usize, off: usize, len: usize, mode: Allocate) {
-        self.fs.allocate(self.files[file], off as u64, len as u64, mode).expect("allocate");
+        self.fs.allocate(self.files[file], off as u64, len as u64, mode, 0).expect("allocate");
     }
 
     fn copy(&mut self, from: (usize, usize), to: (usize, usize), len: usize) -> usize {
         let (from, to) = ((self.files[from.0], from.1 as u64), (self.files[to.0], to.1 as u64));
-        self.fs.copy(from, to, len as u64).expect("copy") as usize
+        self.fs.copy(from, to, len as u64, 0).expect("copy") as usize
     }
 
     fn read(&mut self, file: usize, off: usize, len: usize) -> Vec<u8> {
@@ -276,8 +276,8 @@ const CACHED: usize = 0;
 const APPEND: usize = 2;
 
 impl Mount {
-    fn new(rng: Rng) -> Self {
-        let live = Live::new();
+    fn new(rng: Rng, threads: usize) -> Self {
+        let live = Live::with_threads(threads);
         for name in NAMES {
             put(&live.path(name), b"");
         }
@@ -403,7 +403,14 @@ impl Target for Mount {
 #[test]
 fn a_mount_equals_a_byte_array_by_descriptors_of_every_kind() {
     let mut rng = Rng::seeded(3);
-    let choices = Rng(rng.next() | 1);
-    let mut target = Mount::new(choices);
+    let mut target = Mount::new(rng.split(), 4);
     compare(&mut target, &mut rng, 2000);
+}
+
+/// No request waits for another one: of pages that are dirty in a mapping, for instance.
+#[test]
+fn one_thread_serves_descriptors_of_every_kind() {
+    let mut rng = Rng::seeded(4);
+    let mut target = Mount::new(rng.split(), 1);
+    compare(&mut target, &mut rng, 1000);
 }
