@@ -34,6 +34,10 @@ impl Audit {
         let mut records = BTreeMap::<char, usize>::new();
         for pair in db.iterator(rocksdb::IteratorMode::Start) {
             let (key, value) = pair.expect("metadata");
+            if key[0].is_ascii_lowercase() && key[0] != SHARDS {
+                // Notes of the node to itself.
+                continue;
+            }
             *records.entry(char::from(key[0])).or_default() += 1;
             if key[0] == SHARDS {
                 let location = Location::from_bytes(&value[1..]).expect("a location");
