@@ -8,6 +8,7 @@ mod input;
 mod lz4;
 mod records;
 mod shard;
+mod spec;
 mod stripe;
 mod xattr;
 
@@ -16,13 +17,14 @@ use std::sync::LazyLock;
 type Target = fn(&[u8]);
 
 /// run.sh reads the names from here: one in each line.
-const TARGETS: [(&str, Target); 6] = [
+const TARGETS: [(&str, Target); 7] = [
     ("records", records::run),
     ("shard", shard::run),
     ("stripe", stripe::run),
     ("lz4", lz4::run),
     ("xattr", xattr::run),
     ("extents", extents::run),
+    ("spec", spec::run),
 ];
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| {
