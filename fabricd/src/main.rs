@@ -101,7 +101,7 @@ fn run(args: &Args) -> Result<()> {
     node.events().add("start", &format!("fabricd {version}, pid {}", std::process::id()));
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
     let source = state.join("kos.sock").to_string_lossy().into_owned();
-    let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads };
+    let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads, first: true };
     let view = Arc::new(View {
         node: Arc::clone(&node),
         state: args.state.clone(),

@@ -39,6 +39,8 @@ pub struct MountOptions {
     pub source: String,
     /// Requests served at once.
     pub threads: usize,
+    /// No other mount of the fabric can have files that are just being dropped into the jobs' tree.
+    pub first: bool,
 }
 
 /// A mount in this process.
@@ -73,7 +75,9 @@ pub fn mount<F: Fabric + 'static>(
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
     let fs = Arc::new(Fs::new(fabric, control));
-    fs.job_leftovers()?;
+    if options.first {
+        fs.job_leftovers()?;
+    }
     let mut config = Config::default();
     config.n_threads = Some(options.threads);
     config.clone_fd = true;

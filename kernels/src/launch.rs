@@ -3,15 +3,18 @@
 //! everything it started.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio, exit};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::fs::{FlockOperation, Mode, OFlags};
-use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal};
+use rustix::fs::{FileType, FlockOperation, Mode, OFlags};
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions};
 use rustix::thread::{Gid, Uid};
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +27,8 @@ const NOT_FOUND: i32 = 127;
 const FILES_MAX: u64 = 65_536;
 /// Bytes read of the orders at once.
 const READ_BYTES: usize = 64 << 10;
+/// Time that jobs have to end when the daemon does.
+const GRACE: Duration = Duration::from_secs(1);
 
 /// An order to the launcher.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,10 +39,11 @@ pub(crate) enum Order {
 
 struct Running {
     attempt: Attempt,
-    child: Child,
     leader: Pid,
     /// Readable when it ended.
     ended: OwnedFd,
+    /// What it said before it became its program: why it could not.
+    why: OwnedFd,
 }
 
 /// Serve until standard input ends. `lock` is held meanwhile: attempts of an earlier launcher on the same state
@@ -51,11 +57,18 @@ pub fn run(lock: &Path) -> io::Result<()> {
     rustix::fs::flock(&lock, FlockOperation::LockExclusive)?;
     let mut running = Vec::new();
     let served = serve(&mut running);
-    for job in &mut running {
-        session::kill(job.leader);
-        job.child.wait()?;
+    running.iter().for_each(|job| session::ask(job.leader));
+    let began = Instant::now();
+    while began.elapsed() < GRACE && running.iter().any(|job| !is_readable(&job.ended)) {
+        thread::sleep(Duration::from_millis(5));
     }
+    running.into_iter().try_for_each(|job| finish(job).map(drop))?;
     served
+}
+
+fn is_readable(fd: &OwnedFd) -> bool {
+    let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+    poll(&mut [PollFd::new(fd, PollFlags::IN)], Some(&now)).is_ok_and(|ready| ready > 0)
 }
 
 /// Whatever this process was started with stays out of the programs it starts.
@@ -104,20 +117,15 @@ fn obey(order: Order, running: &mut Vec<Running>, ends: &mut impl Write) -> io::
         Order::Start(task) => match start(&task) {
             Ok(job) => running.push(job),
             Err(e) => {
-                let program = task.argv.first().map_or("", String::as_str);
-                let exit = if e.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN };
-                let reason = format!("cannot start {program}: {e}");
-                tell(ends, &Ended { attempt: task.attempt, exit, reason })?;
+                let reason = format!("cannot start: {e}");
+                tell(ends, &Ended { attempt: task.attempt, exit: CANNOT_RUN, reason })?;
             }
         },
         Order::Stop(attempt, how) => {
             // It may have ended while the order was on its way.
             if let Some(job) = running.iter().find(|job| job.attempt == attempt) {
                 match how {
-                    Stop::Ask => {
-                        session::signal(job.leader, Signal::TERM);
-                        session::signal(job.leader, Signal::CONT);
-                    }
+                    Stop::Ask => session::ask(job.leader),
                     Stop::Force => session::kill(job.leader),
                 }
             }
@@ -133,42 +141,56 @@ fn tell(ends: &mut impl Write, ended: &Ended) -> io::Result<()> {
     ends.flush()
 }
 
-/// The leader ended: so does what it left in the background.
-fn finish(mut job: Running) -> io::Result<Ended> {
+/// The leader ended, or is ended: so does what it left in the background.
+fn finish(job: Running) -> io::Result<Ended> {
     session::kill(job.leader);
-    let status = job.child.wait()?;
-    Ok(Ended { attempt: job.attempt, exit: exit_of(status), reason: reason_of(status) })
-}
-
-fn exit_of(status: ExitStatus) -> i32 {
-    status.code().or_else(|| status.signal().map(|signal| 128 + signal)).unwrap_or(CANNOT_RUN)
-}
-
-fn reason_of(status: ExitStatus) -> String {
-    status.signal().map_or_else(String::new, |signal| format!("ended by signal {signal}"))
-}
-
-fn start(task: &Task) -> io::Result<Running> {
-    let (program, args) =
-        task.argv.split_first().ok_or_else(|| io::Error::other("the task names no program"))?;
-    let mut command = Command::new(program);
-    command.args(args).env_clear().envs(task.env.iter().map(|(name, value)| (name, value)));
-    command.stdin(Stdio::null());
-    let own = task.clone();
-    let become_job = move || become_job(&own);
-    #[expect(unsafe_code, reason = "what the child does before it becomes the program has no other hook")]
-    // SAFETY: this process has one thread, so the child may do after fork whatever the parent could.
-    unsafe {
-        command.pre_exec(become_job);
+    let (_, status) = rustix::process::waitpid(Some(job.leader), WaitOptions::empty())?
+        .ok_or_else(|| io::Error::other("waitpid: nothing ended"))?;
+    let mut reason = String::new();
+    File::from(job.why).read_to_string(&mut reason)?;
+    let signal = status.terminating_signal();
+    if let Some(signal) = signal {
+        reason = format!("ended by signal {signal}");
     }
-    let child = command.spawn()?;
-    let leader = Pid::from_child(&child);
+    let exit = status.exit_status().or_else(|| signal.map(|signal| 128 + signal)).unwrap_or(CANNOT_RUN);
+    Ok(Ended { attempt: job.attempt, exit, reason })
+}
+
+/// Returns before the program begins: what it needs may hang, and this process serves everybody.
+fn start(task: &Task) -> io::Result<Running> {
+    let (why, tell_why) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    #[expect(unsafe_code, reason = "no safe wrapper forks")]
+    // SAFETY: this process has one thread, so the child may do whatever the parent could.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        0 => {
+            drop(why);
+            exit(child(task, tell_why.into()))
+        }
+        _ => drop(tell_why),
+    }
+    // Negative for an error, and 0 was the child.
+    let leader = Pid::from_raw(pid.max(0)).ok_or_else(io::Error::last_os_error)?;
     let ended = rustix::process::pidfd_open(leader, PidfdFlags::empty())?;
-    Ok(Running { attempt: task.attempt, child, leader, ended })
+    Ok(Running { attempt: task.attempt, leader, ended, why })
+}
+
+/// Become the program; what this returns is the exit status of one that could not begin.
+fn child(task: &Task, mut tell_why: File) -> i32 {
+    let program = task.argv.first().map_or("", String::as_str);
+    let failed = become_job(task).err().unwrap_or_else(|| {
+        let mut command = Command::new(program);
+        command.args(&task.argv[1..]).env_clear().envs(task.env.iter().map(|(name, value)| (name, value)));
+        command.stdin(Stdio::null()).exec()
+    });
+    // Nobody is left to be told that even this fails.
+    let _ = write!(tell_why, "cannot start {program}: {failed}");
+    if failed.kind() == io::ErrorKind::NotFound { NOT_FOUND } else { CANNOT_RUN }
 }
 
 /// In the child: its own session, its limits, its submitter; only then does it touch a file.
 fn become_job(task: &Task) -> io::Result<()> {
+    default_signals();
     rustix::process::setsid()?;
     limit(Resource::Core, 0)?;
     limit(Resource::Nofile, FILES_MAX)?;
@@ -193,9 +215,24 @@ fn become_job(task: &Task) -> io::Result<()> {
     Ok(())
 }
 
+/// Whatever the daemon's starter ignored, as nohup does, is not the job's.
+fn default_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        #[expect(unsafe_code, reason = "no safe wrapper sets a signal's action")]
+        // SAFETY: no handler is installed. It fails for those that cannot be changed, which are as they must be.
+        let _ = unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// A regular file, as it was made: its owner may have put anything in its place.
 fn append_to(path: &Path) -> io::Result<OwnedFd> {
-    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    Ok(rustix::fs::open(path, flags, Mode::empty())?)
+    let flags = OFlags::WRONLY | OFlags::APPEND | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let file = rustix::fs::open(path, flags, Mode::empty())?;
+    if FileType::from_raw_mode(rustix::fs::fstat(&file)?.st_mode) != FileType::RegularFile {
+        return Err(io::Error::other(format!("{} is no regular file", path.display())));
+    }
+    rustix::fs::fcntl_setfl(&file, OFlags::APPEND)?;
+    Ok(file)
 }
 
 /// Lower a limit; one that is lower already stays.

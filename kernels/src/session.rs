@@ -7,10 +7,16 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 /// Rounds in which a session that forks is chased.
 const ROUNDS: usize = 100;
 
-/// Send a signal to every process of the session that `leader` made; the leader must not be reaped yet.
-pub(crate) fn signal(leader: Pid, signal: Signal) {
-    // What is gone already needs no signal.
-    let _ = kill_process_group(leader, signal);
+/// Ask all of it to end; what is stopped must run to hear it.
+pub(crate) fn ask(leader: Pid) {
+    signal(leader, Signal::TERM);
+    signal(leader, Signal::CONT);
+}
+
+/// Send a signal to every process of the session that `leader` makes; the leader must not be reaped yet.
+fn signal(leader: Pid, signal: Signal) {
+    // What is gone already needs no signal, and a leader that has just begun has no session yet.
+    let _ = kill_process_group(leader, signal).or_else(|_| kill_process(leader, signal));
     for pid in members(leader) {
         let _ = kill_process(pid, signal);
     }

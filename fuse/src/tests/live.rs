@@ -109,7 +109,7 @@ impl Drop for Live {
 
 fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
     let threads = std::env::var(THREADS).expect("threads").parse().expect("a number");
-    let options = MountOptions { dir: dir.into(), source: "model".into(), threads };
+    let options = MountOptions { dir: dir.into(), source: "model".into(), threads, first: true };
     mount(Arc::clone(model), &options, Vec::new(), || ()).expect("mounts")
 }
 

@@ -137,6 +137,18 @@ fn it_runs_as_its_submitter_with_nothing_inherited() {
     assert_eq!(env, wanted);
     let [.., core, session, pid] = lines[..] else { panic!("{text}") };
     assert_eq!((core, session), ("0", pid), "no core files, and a session of its own");
+    fs::write(jobs.dir.join("fds"), "command = [\"ls\", \"/proc/self/fd\"]").expect("drop");
+    assert_eq!((jobs.wait("fds"), jobs.read("fds", "stdout")), ("0\n".into(), "0\n1\n2\n3\n".into()));
+    fs::write(jobs.dir.join("signals"), "command = \"grep -E 'Sig(Ign|Blk)' /proc/self/status\"")
+        .expect("drop");
+    assert_eq!(jobs.wait("signals"), "0\n");
+    let signals = jobs.read("signals", "stdout");
+    for line in signals.lines() {
+        let (_, mask) = line.split_once('\t').expect("a mask");
+        // 32 and 33 are the C library's own, and it lets nobody change them.
+        let mask = u64::from_str_radix(mask, 16).expect("hexadecimal") & !(3 << 31);
+        assert_eq!(mask, 0, "{signals}");
+    }
     // What a job may not be seen by: who may not read its file.
     let secret = sh_as(4321, "umask 077; printf '#!/bin/sh\\n' > secret; cat by-name/secret/wait", &jobs.dir);
     assert!(secret.status.success(), "{secret:?}");

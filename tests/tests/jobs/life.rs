@@ -132,6 +132,23 @@ fn what_cannot_be_started_says_so() {
     daemon.stop();
 }
 
+/// Its owner may put anything where the output goes, and stops nobody else by it.
+#[test]
+fn output_goes_to_a_plain_file_only() {
+    let mut daemon = Daemon::start();
+    let jobs = Jobs::of(&daemon);
+    let file = fs::File::create(jobs.dir.join("fifo")).expect("create");
+    std::io::Write::write_all(&mut &file, b"#!/bin/sh\necho hello\n").expect("write");
+    drop(file.try_clone().expect("dup"));
+    let swapped = sh("rm stdout && mkfifo stdout", &jobs.by_name("fifo"));
+    assert!(swapped.status.success(), "{swapped:?}");
+    drop(file);
+    assert_eq!(jobs.wait("fifo"), "126\n");
+    drop_script(&jobs, "next", "true");
+    assert_eq!(jobs.wait("next"), "0\n");
+    daemon.stop();
+}
+
 /// A reader of `wait` ends by a signal, and many of them stop nobody else.
 #[test]
 fn waiting_holds_nothing_up() {
