@@ -9,6 +9,7 @@ mod extents;
 mod history;
 pub mod job;
 pub mod keys;
+pub mod lease;
 mod namespace;
 pub mod policy;
 pub mod quota;

@@ -5,6 +5,7 @@ mod extents;
 mod fs;
 mod invariants;
 mod job;
+mod lease;
 mod limits;
 mod listing;
 mod model;
