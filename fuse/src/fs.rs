@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use kos_types::{
     Attr, Class, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result,
@@ -10,7 +11,7 @@ use kos_types::{
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
-use crate::file::{Files, now};
+use crate::file::{Files, PATIENCE, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
 
@@ -87,9 +88,14 @@ fn unexpected(reply: &Reply) -> Error {
 
 impl<F: Fabric> Fs<F> {
     pub(crate) fn new(fabric: Arc<F>, control: Vec<ControlFile>) -> Self {
+        Self::with_patience(fabric, control, PATIENCE)
+    }
+
+    /// `patience` is what a request waits for one thing.
+    pub(crate) fn with_patience(fabric: Arc<F>, control: Vec<ControlFile>, patience: Duration) -> Self {
         let has_jobs = fabric.attr(JOBS).is_ok();
         Self {
-            files: Arc::new(Files::new(Arc::clone(&fabric))),
+            files: Arc::new(Files::new(Arc::clone(&fabric), patience)),
             fabric,
             control: Tree::new(control, now(), has_jobs),
             jobs: Jobs::default(),
@@ -441,11 +447,16 @@ impl<F: Fabric> Fs<F> {
     }
 
     fn tell_error(&self, handle: u64) -> Result<()> {
-        let mut handles = lock(&self.handles);
-        match handles.get_mut(&handle) {
-            Some(Handle::File { ino, errors_seen, .. }) => self.files.unseen_error(*ino, errors_seen),
-            _ => Ok(()),
+        let (ino, mut seen) = match lock(&self.handles).get(&handle) {
+            Some(Handle::File { ino, errors_seen }) => (*ino, *errors_seen),
+            _ => return Ok(()),
+        };
+        // Not under the lock of all handles: a file may be busy with the fabric.
+        let told = self.files.unseen_error(ino, &mut seen);
+        if let Some(Handle::File { errors_seen, .. }) = lock(&self.handles).get_mut(&handle) {
+            *errors_seen = seen;
         }
+        told
     }
 
     pub(crate) fn fsync(&self, ino: Ino, handle: u64) -> Result<()> {
@@ -501,8 +512,9 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn seek(&self, ino: Ino, off: u64, data: bool) -> Result<Option<u64>> {
         self.files.flush(ino)?;
         let size = self.attr(ino)?.size;
-        let mut at = off;
+        let (mut at, deadline) = (off, self.files.deadline());
         while at < size {
+            deadline.check("lseek: the fabric is too slow")?;
             let map = self.fabric.extents(ino, at, size - at)?;
             if map.extents.is_empty() {
                 break;

@@ -1,14 +1,14 @@
 //! Writing buffers out: the buffers of many files become few stripes, then each file's commit.
 
-use std::sync::MutexGuard;
-
 use kos_types::{Attr, Error, Fabric, Kind, Op, Policy, Result, StripeId};
 
+use super::deadline::{Deadline, Held};
 use super::node::{Node, Taken, attr_of};
 use super::pack::{Packed, pack};
 
 /// Stripes coded at once by one flush.
 const STRIPES_AT_ONCE: usize = 4;
+const SLOW: &str = "flush: the fabric is too slow; the bytes stay in memory";
 
 /// One file of a flush.
 struct Job<'a> {
@@ -16,23 +16,31 @@ struct Job<'a> {
     taken: Taken,
     policy: Policy,
     /// No other flush of this file, and no change of what is committed, until it is done.
-    _lock: MutexGuard<'a, ()>,
+    _turn: Held<'a>,
 }
 
 /// Flush `nodes`, which are in the order of their inodes and each there once. Answers the bytes
-/// that left memory and each file's error; what failed is dirty again.
+/// that left memory and each file's error; what failed, or was not begun at the deadline, is dirty
+/// again.
 pub(crate) fn flush<'a, F: Fabric>(
     fabric: &F,
     nodes: impl Iterator<Item = &'a Node>,
+    deadline: Deadline,
 ) -> (usize, Vec<(&'a Node, Error)>) {
     let mut jobs: Vec<Job<'a>> = Vec::new();
     let mut failed = Vec::new();
     let mut gone = 0;
     for node in nodes {
-        let lock = node.flush_lock();
+        let turn = match node.turn(deadline) {
+            Ok(turn) => turn,
+            Err(e) => {
+                failed.push((node, e));
+                continue;
+            }
+        };
         let Some(taken) = node.take() else { continue };
         match fabric.policy(node.ino()) {
-            Ok(policy) => jobs.push(Job { node, taken, policy, _lock: lock }),
+            Ok(policy) => jobs.push(Job { node, taken, policy, _turn: turn }),
             Err(e) => {
                 gone += settle(fabric, node, &taken, Err(e.clone()));
                 report(fabric, node, &e);
@@ -44,7 +52,7 @@ pub(crate) fn flush<'a, F: Fabric>(
         let policy = first.policy;
         let (same, other) = jobs.into_iter().partition(|job| job.policy == policy);
         jobs = other;
-        let results = write(fabric, policy, &same);
+        let results = write(fabric, policy, &same, deadline);
         for (job, result) in same.into_iter().zip(results) {
             let error = result.as_ref().err().cloned();
             gone += settle(fabric, job.node, &job.taken, result);
@@ -72,20 +80,24 @@ fn report<F: Fabric>(fabric: &F, node: &Node, e: &Error) {
 }
 
 /// Write and commit files of one policy; an answer for each.
-fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>]) -> Vec<Result<Attr>> {
+fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Deadline) -> Vec<Result<Attr>> {
     let dirty: Vec<_> = jobs.iter().map(|job| &*job.taken.dirty).collect();
     let plan = pack(&dirty);
     let packed = &plan.stripes;
     let mut ids = Vec::with_capacity(packed.len());
     for group in packed.chunks(STRIPES_AT_ONCE) {
-        ids.extend(write_stripes(fabric, policy, group));
+        match deadline.check(SLOW) {
+            Ok(()) => ids.extend(write_stripes(fabric, policy, group)),
+            Err(e) => ids.extend(group.iter().map(|_| Err(e.clone()))),
+        }
     }
     let mut introduced = vec![false; packed.len()];
     jobs.iter()
         .enumerate()
         .map(|(file, job)| {
-            let (mut stripes, mut extents) = (Vec::new(), Vec::new());
-            for ((packed, id), introduced) in packed.iter().zip(&ids).zip(&mut introduced) {
+            deadline.check(SLOW)?;
+            let (mut stripes, mut extents, mut brought) = (Vec::new(), Vec::new(), Vec::new());
+            for (at, (packed, id)) in packed.iter().zip(&ids).enumerate() {
                 let mut own = packed.extents(file, StripeId(0)).peekable();
                 if own.peek().is_none() {
                     continue;
@@ -93,13 +105,16 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>]) -> Vec<Result<
                 let id = id.clone()?;
                 extents.extend(packed.extents(file, id));
                 // The first commit brings the stripe in; the others find it there.
-                if !std::mem::replace(introduced, true) {
+                if !introduced[at] {
                     stripes.push((id, policy, packed.data.len() as u64));
+                    brought.push(at);
                 }
             }
             let holes = plan.holes(file);
             let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
-            attr_of(fabric.propose(Op::Commit { ino, stripes, holes, extents, size_min, mtime })?)
+            let reply = fabric.propose(Op::Commit { ino, stripes, holes, extents, size_min, mtime })?;
+            brought.into_iter().for_each(|at| introduced[at] = true);
+            attr_of(reply)
         })
         .collect()
 }

@@ -1,5 +1,6 @@
 //! All files that are open or dirty, and when they are flushed.
 
+mod deadline;
 mod dirty;
 mod flush;
 mod node;
@@ -17,6 +18,7 @@ use std::time::Duration;
 use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX};
 use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, SetAttr, Source};
 
+use deadline::Deadline;
 pub(crate) use node::{Node, now};
 
 /// A file's buffer that is worth a flush of its own: several stripes, so that one commit and one
@@ -30,9 +32,14 @@ const FLUSHERS: usize = 4;
 /// Time between looks for old buffers.
 const PERIOD: Duration = Duration::from_secs(1);
 
+/// What a request waits at most, once or for each of a few files: what the kernel calls a hung task.
+/// A whole buffer is flushed within it by anything faster than a megabyte a second.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+
 /// The files of one mount.
 pub(crate) struct Files<F> {
     fabric: Arc<F>,
+    patience: Duration,
     nodes: Mutex<HashMap<Ino, Arc<Node>>>,
     /// Bytes in all buffers.
     dirty: AtomicUsize,
@@ -41,8 +48,19 @@ pub(crate) struct Files<F> {
 }
 
 impl<F: Fabric> Files<F> {
-    pub(crate) fn new(fabric: Arc<F>) -> Self {
-        Self { fabric, nodes: Mutex::default(), dirty: AtomicUsize::new(0), left: AtomicU64::new(0) }
+    pub(crate) fn new(fabric: Arc<F>, patience: Duration) -> Self {
+        Self {
+            fabric,
+            patience,
+            nodes: Mutex::default(),
+            dirty: AtomicUsize::new(0),
+            left: AtomicU64::new(0),
+        }
+    }
+
+    /// Of a request that begins now.
+    pub(crate) fn deadline(&self) -> Deadline {
+        Deadline::after(self.patience)
     }
 
     fn nodes(&self) -> MutexGuard<'_, HashMap<Ino, Arc<Node>>> {
@@ -95,39 +113,41 @@ impl<F: Fabric> Files<F> {
 
     /// Attributes as stat shows them, however the fabric's are found.
     pub(crate) fn fresh(&self, get: impl Fn() -> Result<Attr>) -> Result<Attr> {
-        loop {
-            let left = self.left.load(Ordering::SeqCst);
-            let attr = get()?;
-            if attr.kind != FileKind::File {
-                return Ok(attr);
-            }
-            if let Some(node) = self.find(attr.ino) {
-                return node.attr(&*self.fabric);
-            }
-            // A node that was flushed and left since may have changed what was read.
-            if self.left.load(Ordering::SeqCst) == left {
-                return Ok(attr);
-            }
+        let left = self.left.load(Ordering::SeqCst);
+        let attr = get()?;
+        if attr.kind != FileKind::File {
+            return Ok(attr);
         }
+        if let Some(node) = self.find(attr.ino) {
+            return node.attr(&*self.fabric);
+        }
+        if self.left.load(Ordering::SeqCst) == left {
+            return Ok(attr);
+        }
+        // A node that was flushed and left since may have changed what was read.
+        let again = self.node(attr.ino).attr(&*self.fabric);
+        self.leave(attr.ino);
+        again
     }
 
     pub(crate) fn read(&self, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
-        self.node(ino).read(&*self.fabric, off, len)
+        self.node(ino).read(&*self.fabric, off, len, self.deadline())
     }
 
     pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<()> {
         let node = self.node(ino);
+        let own = node.state().bytes();
+        if self.dirty.load(Ordering::Relaxed) > DIRTY_BYTES_MAX || own > 2 * FLUSH_BYTES {
+            // Whoever writes faster than the flushers can take it helps. A write that fails here has
+            // buffered nothing, or programs that try again would fill the memory.
+            self.flush_node(&node)?;
+        }
         self.reserve(ino, off, data.len() as u64)?;
         let written = node.write(&*self.fabric, off, data);
         let grown = *written.as_ref().unwrap_or(&0);
         self.fabric.release(ino, (data.len() - grown) as u64);
         written?;
-        let total = self.dirty.fetch_add(grown, Ordering::Relaxed) + grown;
-        let own = node.state().bytes();
-        if total > DIRTY_BYTES_MAX || own > 2 * FLUSH_BYTES {
-            // Whoever writes faster than the flushers can take it helps.
-            self.flush_node(&node)?;
-        }
+        self.dirty.fetch_add(grown, Ordering::Relaxed);
         Ok(())
     }
 
@@ -158,7 +178,7 @@ impl<F: Fabric> Files<F> {
     }
 
     fn flush_node(&self, node: &Node) -> Result<()> {
-        let (gone, failed) = flush::flush(&*self.fabric, std::iter::once(node));
+        let (gone, failed) = flush::flush(&*self.fabric, std::iter::once(node), self.deadline());
         self.dirty.fetch_sub(gone, Ordering::Relaxed);
         failed.into_iter().next().map_or(Ok(()), |(_, e)| Err(e))
     }
@@ -191,7 +211,7 @@ impl<F: Fabric> Files<F> {
                 scope.spawn(|| {
                     while let Some(batch) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
                         let nodes = batch.iter().map(|(_, node)| &**node);
-                        let (gone, failed) = flush::flush(&*self.fabric, nodes);
+                        let (gone, failed) = flush::flush(&*self.fabric, nodes, self.deadline());
                         self.dirty.fetch_sub(gone, Ordering::Relaxed);
                         for (_, e) in failed {
                             let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +233,7 @@ impl<F: Fabric> Files<F> {
 
     pub(crate) fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
         let node = self.node(ino);
-        let (attr, gone) = node.set_attr(&*self.fabric, set)?;
+        let (attr, gone) = node.set_attr(&*self.fabric, set, self.deadline())?;
         self.shrunk(ino, gone);
         drop(node);
         self.leave(ino);
@@ -221,7 +241,7 @@ impl<F: Fabric> Files<F> {
     }
 
     pub(crate) fn punch(&self, ino: Ino, off: u64, len: u64, size_min: Option<u64>) -> Result<()> {
-        let gone = self.node(ino).punch(&*self.fabric, off, len, size_min)?;
+        let gone = self.node(ino).punch(&*self.fabric, off, len, size_min, self.deadline())?;
         self.shrunk(ino, gone);
         Ok(())
     }
@@ -238,7 +258,7 @@ impl<F: Fabric> Files<F> {
         self.flush(to)?;
         let op = Op::Clone { from, from_off, to, to_off, len };
         let range = (to_off, to_off.saturating_add(len));
-        let gone = self.node(to).replace(range, || self.fabric.propose(op))?;
+        let gone = self.node(to).replace(range, || self.fabric.propose(op), self.deadline())?;
         self.shrunk(to, gone);
         Ok(())
     }
@@ -246,7 +266,7 @@ impl<F: Fabric> Files<F> {
     /// The file is gone for good.
     pub(crate) fn forget(&self, ino: Ino) {
         if let Some(node) = self.find(ino) {
-            self.shrunk(ino, node.drop_buffer());
+            self.shrunk(ino, node.drop_buffer(self.deadline()));
         }
         self.leave(ino);
     }

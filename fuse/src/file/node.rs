@@ -5,6 +5,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits};
 
+use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
 
 /// Times a read starts anew because a flush or another commit got in between.
@@ -60,7 +61,7 @@ pub(crate) struct Node {
     ino: Ino,
     state: Mutex<State>,
     /// Held by whoever flushes or changes what is committed; taken before `state`.
-    flush: Mutex<()>,
+    flush: Turn,
 }
 
 pub(crate) fn now() -> Time {
@@ -79,7 +80,7 @@ pub(crate) fn attr_of(reply: Reply) -> Result<Attr> {
 
 impl Node {
     pub(crate) fn new(ino: Ino) -> Self {
-        Self { ino, state: Mutex::default(), flush: Mutex::default() }
+        Self { ino, state: Mutex::default(), flush: Turn::default() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -91,8 +92,8 @@ impl Node {
     }
 
     /// Taken before the state, and by whoever takes several in the order of the inodes.
-    pub(crate) fn flush_lock(&self) -> MutexGuard<'_, ()> {
-        self.flush.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn turn(&self, deadline: Deadline) -> Result<Held<'_>> {
+        self.flush.take(deadline)
     }
 
     /// What stat shows: the committed attributes with the buffer's size and time.
@@ -122,7 +123,13 @@ impl Node {
     }
 
     /// At most `len` bytes from `off` on; fewer only at the end of the file.
-    pub(crate) fn read<F: Fabric>(&self, fabric: &F, off: u64, len: usize) -> Result<Vec<u8>> {
+    pub(crate) fn read<F: Fabric>(
+        &self,
+        fabric: &F,
+        off: u64,
+        len: usize,
+        deadline: Deadline,
+    ) -> Result<Vec<u8>> {
         for _ in 0..READ_TRIES {
             let flushes = self.state().flushes;
             let map = fabric.extents(self.ino, off, len as u64)?;
@@ -133,6 +140,7 @@ impl Node {
                 let part = &mut out[(extent.off - off) as usize..(extent.off - off + extent.len) as usize];
                 end = extent.off + extent.len;
                 if let Source::Stripe(id, at) = extent.source {
+                    deadline.check("read: the fabric is too slow")?;
                     match fabric.read_stripe(id, at, part) {
                         Err(e) if e.kind() == Kind::NotFound => gone = true,
                         other => other?,
@@ -153,7 +161,7 @@ impl Node {
             state.dirty.overlay(off, &mut out);
             drop(state);
             if !complete {
-                let more = self.read(fabric, end, len - out.len())?;
+                let more = self.read(fabric, end, len - out.len(), deadline)?;
                 out.extend_from_slice(&more);
             }
             return Ok(out);
@@ -185,6 +193,7 @@ impl Node {
                 state.mtime = state.mtime.filter(|&time| Some(time) != taken.mtime);
                 bytes
             }
+            Err(_) if state.dropped => bytes,
             Err(e) => {
                 // Kept, under what was written since; a later flush tries again.
                 let both = bytes + state.dirty.bytes();
@@ -201,8 +210,13 @@ impl Node {
 
     /// Change attributes; a size cuts the buffer too. Answers what stat shows then, and the
     /// bytes that left memory.
-    pub(crate) fn set_attr<F: Fabric>(&self, fabric: &F, set: SetAttr) -> Result<(Attr, usize)> {
-        let _no_flush = self.flush_lock();
+    pub(crate) fn set_attr<F: Fabric>(
+        &self,
+        fabric: &F,
+        set: SetAttr,
+        deadline: Deadline,
+    ) -> Result<(Attr, usize)> {
+        let _no_flush = self.turn(deadline)?;
         let mut state = self.state();
         let (size, mtime) = (set.size, set.mtime);
         let attr = attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
@@ -227,8 +241,9 @@ impl Node {
         off: u64,
         len: u64,
         size_min: Option<u64>,
+        deadline: Deadline,
     ) -> Result<usize> {
-        let _no_flush = self.flush_lock();
+        let _no_flush = self.turn(deadline)?;
         let mut state = self.state();
         attr_of(fabric.propose(Op::Punch { ino: self.ino, off, len })?)?;
         state.flushes += 1;
@@ -252,8 +267,9 @@ impl Node {
         &self,
         (off, end): (u64, u64),
         change: impl FnOnce() -> Result<Reply>,
+        deadline: Deadline,
     ) -> Result<usize> {
-        let _no_flush = self.flush_lock();
+        let _no_flush = self.turn(deadline)?;
         let mut state = self.state();
         attr_of(change()?)?;
         state.flushes += 1;
@@ -264,8 +280,9 @@ impl Node {
     }
 
     /// Forget the buffer: the file is gone. Answers the bytes that left memory.
-    pub(crate) fn drop_buffer(&self) -> usize {
-        let _no_flush = self.flush_lock();
+    pub(crate) fn drop_buffer(&self, deadline: Deadline) -> usize {
+        // A flush that takes this long meets a file that is gone; `settle` knows.
+        let _no_flush = self.turn(deadline);
         let mut state = self.state();
         let bytes = state.dirty.bytes();
         *state = State { opens: state.opens, dropped: true, ..State::default() };

@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{Live, Rng, put};
@@ -121,6 +121,30 @@ fn a_direct_write_is_seen_by_cached_readers() {
         }
         stop.store(true, Ordering::Relaxed);
     });
+}
+
+#[test]
+fn a_private_mapping_keeps_its_stores_to_itself() {
+    let live = Live::new();
+    let path = live.path("file");
+    put(&path, &[1; 4 * BLOCK]);
+    for flags in [0, libc::O_DIRECT, libc::O_APPEND] {
+        let file = both().custom_flags(flags).open(&path).expect("open");
+        #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
+        // SAFETY: the mapping is reached only through this slice, and the file is not shortened.
+        let mut own = unsafe { MmapOptions::new().map_copy(&file) }.expect("mmap");
+        own[..BLOCK].fill(9);
+        let mut shared = map(&file);
+        shared[..2 * BLOCK].fill(3);
+        assert!(own[..BLOCK] == [9; BLOCK], "what it stored");
+        assert!(
+            own[BLOCK..2 * BLOCK] == [3; BLOCK] && own[2 * BLOCK..] == [1; 2 * BLOCK],
+            "what is in the file"
+        );
+        shared[..2 * BLOCK].fill(1);
+        drop((own, shared));
+        assert!(fs::read(&path).expect("read") == [1; 4 * BLOCK], "nothing of it reached the file");
+    }
 }
 
 #[test]

@@ -6,6 +6,7 @@ mod model;
 mod names;
 mod privileges;
 mod random;
+mod slow;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kos_core::{Effect, MemTables, apply, initialise, policy, read};
 use kos_types::{
@@ -31,6 +31,10 @@ pub(super) struct Model {
     pub(super) full: AtomicBool,
     /// Milliseconds that every commit and every stripe takes.
     pub(super) slow: AtomicU64,
+    /// Calls that take that time now.
+    pub(super) waiting: AtomicU64,
+    /// A file whose commits are refused, as when its owner has no quota left; or 0.
+    pub(super) refused: AtomicU64,
     /// Bytes set aside and not released.
     pub(super) reserved: AtomicI64,
     /// Calls of `sync`.
@@ -46,6 +50,8 @@ impl Default for Model {
             inner,
             full: AtomicBool::default(),
             slow: AtomicU64::default(),
+            waiting: AtomicU64::default(),
+            refused: AtomicU64::default(),
             reserved: AtomicI64::default(),
             syncs: AtomicU64::default(),
         }
@@ -62,7 +68,13 @@ impl Model {
     }
 
     fn wait(&self) {
-        thread::sleep(Duration::from_millis(self.slow.load(Ordering::Relaxed)));
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let start = Instant::now();
+        // Looked at again, so that a test can let go of what waits.
+        while start.elapsed() < Duration::from_millis(self.slow.load(Ordering::Relaxed)) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Stripes that are kept.
@@ -78,8 +90,11 @@ impl Model {
 
 impl Fabric for Model {
     fn propose(&self, op: Op) -> Result<Reply> {
-        if matches!(op, Op::Commit { .. }) {
+        if let Op::Commit { ino, .. } = op {
             self.wait();
+            if self.refused.load(Ordering::Relaxed) == ino.0 {
+                return Err(Error::new(Kind::QuotaExceeded, "model: refused"));
+            }
         }
         let mut inner = self.inner_mut();
         let applied = apply(&inner.tables, &Command { now: now(), origin: Origin::default(), op })?;

@@ -1,7 +1,7 @@
 //! setuid, setgid and capabilities go with a change of contents or owner, as on a local filesystem.
 
 use std::fs::{self, File, OpenOptions, Permissions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -110,8 +110,14 @@ fn a_changed_program_runs_as_its_caller_at_once() {
     let path = live.path("id");
     fs::copy("/usr/bin/id", &path).expect("copy");
     let run = || {
-        let out = Command::new(&path).arg("-u").uid(NOBODY).gid(NOBODY).output().expect("runs");
-        String::from_utf8(out.stdout).expect("a number").trim().to_owned()
+        loop {
+            match Command::new(&path).arg("-u").uid(NOBODY).gid(NOBODY).output() {
+                Ok(out) => return String::from_utf8(out.stdout).expect("a number").trim().to_owned(),
+                // Another test's new process has our descriptors until it executes its program.
+                Err(e) if e.kind() == ErrorKind::ExecutableFileBusy => thread::yield_now(),
+                Err(e) => panic!("{e}"),
+            }
+        }
     };
     for _ in 0..5 {
         fs::set_permissions(&path, Permissions::from_mode(0o4777)).expect("chmod");
