@@ -12,7 +12,6 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
-use fuser::{Config, INodeNo, Notifier, SessionACL};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
 use rustix::fs::{major, minor};
 use rustix::mount::{MountFlags, UnmountFlags, unmount};
@@ -21,7 +20,7 @@ use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::Fs;
 use crate::jobs::Answerer;
-use crate::session::Session;
+use crate::session::{Caches, Fuser, Session};
 
 const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
@@ -78,21 +77,17 @@ pub fn mount<F: Fabric + 'static>(
     if options.first {
         fs.job_leftovers()?;
     }
-    let mut config = Config::default();
-    config.n_threads = Some(options.threads);
-    config.clone_fd = true;
     let device = attach(options)?;
-    let session = fuser::Session::from_fd(Session(Arc::clone(&fs)), device, SessionACL::All, config)
-        .map_err(|e| {
-            // Nothing serves it: a mount left behind would only answer "not connected".
-            let _ = unmount(&options.dir, UnmountFlags::DETACH);
-            Error::io("mount: handshake with the kernel", &e)
-        })?;
+    let session = Fuser::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
+        // Nothing serves it: a mount left behind would only answer "not connected".
+        let _ = unmount(&options.dir, UnmountFlags::DETACH);
+        Error::io("mount: handshake with the kernel", &e)
+    })?;
 
-    let notifier = session.notifier();
+    let caches = session.caches();
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
-        if let Err(e) = session.run() {
+        if let Err(e) = session.serve() {
             eprintln!("kos-fuse: the session ended: {e}");
         }
         drop::<Sender<()>>(alive);
@@ -108,7 +103,7 @@ pub fn mount<F: Fabric + 'static>(
         dir: options.dir.clone(),
         write_back: Box::new({
             let files = Arc::clone(&fs.files);
-            move || write_back(&notifier, &files.open_files())
+            move || write_back(&*caches, &files.open_files())
         }),
         end: Box::new({
             let fs = Arc::clone(&fs);
@@ -146,15 +141,11 @@ fn attach(options: &MountOptions) -> Result<OwnedFd> {
 
 /// Have the kernel hand over the dirty pages of mappings. syncfs(2) does not wait for those of a
 /// FUSE filesystem; throwing a file's pages out does. Never from a thread that serves requests.
-fn write_back(notifier: &Notifier, files: &[Ino]) -> Result<()> {
-    for file in files {
-        match notifier.inval_inode(INodeNo(file.0), 0, 0) {
-            // The kernel has forgotten it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => (),
-            other => other.map_err(|e| Error::io("unmount: pages of mappings", &e))?,
-        }
-    }
-    Ok(())
+fn write_back(caches: &dyn Caches, files: &[Ino]) -> Result<()> {
+    let mut files = files.iter();
+    files
+        .try_for_each(|&file| caches.drop_pages(file))
+        .map_err(|e| Error::io("unmount: pages of mappings", &e))
 }
 
 fn raise_readahead(dir: &Path) -> io::Result<()> {

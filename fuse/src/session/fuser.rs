@@ -1,33 +1,32 @@
-//! fuser's requests as calls of [`Fs`], and its answers back. Nothing is decided here.
+//! The session by the crate fuser: its requests as calls of [`Fs`], and answers back. Nothing is
+//! decided here.
 
 use std::ffi::OsStr;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs,
-    ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
+    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use kos_types::{
     Attr, Cred, Error, Fabric, FileKind, Ino, Kind, RenameMode, SetAttr, SetSize, Time, TimeChange,
     XattrMode, limits,
 };
 
+use super::{Caches, Session};
 use crate::fs::{Allocate, Caching, Fs};
 use crate::jobs::{Caller, names_ttl};
 
 /// How long the kernel may answer from its caches. Only this mount changes the tree, so this
 /// bounds only how old the block count of a file flushed in the background may be.
 const TTL: Duration = Duration::from_secs(1);
-/// A program's setuid is never old: the kernel does not look at its mode again after a write that
-/// cleared it.
-const fn ttl(attr: &Attr) -> Duration {
-    if matches!(attr.kind, FileKind::File) && attr.mode & 0o6000 != 0 { Duration::ZERO } else { TTL }
-}
 /// Bytes of one request; larger ones save little (docs: limits).
 const MAX_WRITE: u32 = 1 << 20;
 /// Requests the kernel may have in flight in the background.
@@ -48,8 +47,46 @@ const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_DONT_MASK,
 ];
 
-/// The fuser side of a mount.
-pub(crate) struct Session<F>(pub(crate) Arc<Fs<F>>);
+/// The connection.
+pub(crate) struct Fuser<F: Fabric + 'static>(fuser::Session<Requests<F>>);
+
+impl<F: Fabric> Session<F> for Fuser<F> {
+    fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
+        let mut config = Config::default();
+        config.n_threads = Some(threads);
+        config.clone_fd = true;
+        fuser::Session::from_fd(Requests(fs), device, SessionACL::All, config).map(Self)
+    }
+
+    fn caches(&self) -> Box<dyn Caches> {
+        Box::new(Kernel(self.0.notifier()))
+    }
+
+    fn serve(self) -> io::Result<()> {
+        self.0.run()
+    }
+}
+
+struct Kernel(Notifier);
+
+impl Caches for Kernel {
+    fn drop_pages(&self, file: Ino) -> io::Result<()> {
+        match self.0.inval_inode(INodeNo(file.0), 0, 0) {
+            // The kernel has forgotten it.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// What the kernel asks.
+struct Requests<F>(Arc<Fs<F>>);
+
+/// A program's setuid is never old: the kernel does not look at its mode again after a write that
+/// cleared it.
+const fn ttl(attr: &Attr) -> Duration {
+    if matches!(attr.kind, FileKind::File) && attr.mode & 0o6000 != 0 { Duration::ZERO } else { TTL }
+}
 
 fn errno(e: &Error) -> Errno {
     if e.kind() == Kind::Io {
@@ -189,8 +226,8 @@ const fn open_flags(caching: Caching) -> FopenFlags {
     }
 }
 
-impl<F: Fabric + 'static> Filesystem for Session<F> {
-    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+impl<F: Fabric + 'static> Filesystem for Requests<F> {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for flag in WANTED {
             if config.add_capabilities(flag).is_err() {
                 eprintln!("kos-fuse: this kernel has no {flag:?}; the mount works without");

@@ -1,0 +1,43 @@
+//! The seam to the kernel: a session speaks its protocol and calls [`Fs`]. Nothing else knows that
+//! protocol, and a session decides nothing.
+
+mod fuser;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use kos_types::{Fabric, Ino};
+
+use crate::fs::Fs;
+
+pub(crate) use self::fuser::Fuser;
+
+/// One mount's connection to the kernel, which is ready to be served.
+pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
+    /// Agree with the kernel on the terms. `device` is attached to a directory already, and
+    /// `threads` requests are to be served at once.
+    ///
+    /// # Errors
+    /// When the kernel speaks another protocol, or is gone.
+    fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self>;
+
+    /// What the kernel caches of this mount.
+    fn caches(&self) -> Box<dyn Caches>;
+
+    /// Answer requests until the mount is gone.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    fn serve(self) -> io::Result<()>;
+}
+
+/// The kernel's caches of a mount. Whoever calls waits for requests to be served: it must not
+/// serve any itself, nor hold a lock that one of them may want.
+pub(crate) trait Caches: Send + Sync {
+    /// Have the pages of a file written back and dropped. No error when the kernel knows none.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn drop_pages(&self, file: Ino) -> io::Result<()>;
+}
