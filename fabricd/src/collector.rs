@@ -23,12 +23,12 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
         while stop.sleep(PERIOD) {
             inner.stripes.expire();
             if let Err(e) = prune(&inner) {
-                eprintln!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
+                kos_types::log!("fabricd: dropping old versions: {e}; it goes on in {PERIOD:?}");
             }
             // A clock before 1970 collects nothing until it is set.
             let before = u64::try_from(now().secs).unwrap_or(0);
             if let Err(e) = collect(&inner, before) {
-                eprintln!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
+                kos_types::log!("fabricd: collecting garbage: {e}; it goes on in {PERIOD:?}");
             }
         }
     })

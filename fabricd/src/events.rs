@@ -71,7 +71,7 @@ impl Events {
 
     /// Something happened. It is in the daemon's log too.
     pub fn add(&self, kind: &'static str, text: &str) {
-        eprintln!("fabricd: {kind}: {text}");
+        kos_types::log!("fabricd: {kind}: {text}");
         let mut state = self.state();
         let Some(left_out) = state.admit(kind) else { return };
         let mut line = format!("{} {kind} {}", utc(SystemTime::now()), text.replace('\n', " "));
@@ -88,7 +88,7 @@ impl Events {
             state.file.write_all(line.as_bytes())
         };
         if let Err(e) = kept {
-            eprintln!("fabricd: {}: {e}; the event is kept in memory only", self.path.display());
+            kos_types::log!("fabricd: {}: {e}; the event is kept in memory only", self.path.display());
         }
     }
 

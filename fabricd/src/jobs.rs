@@ -77,7 +77,7 @@ impl Runner {
             let mut seen = 0;
             while !stopped.load(Ordering::SeqCst) {
                 if let Err(e) = work.round() {
-                    eprintln!("fabricd: jobs: {e}; it goes on in {PERIOD:?}");
+                    kos_types::log!("fabricd: jobs: {e}; it goes on in {PERIOD:?}");
                     thread::sleep(PERIOD);
                 }
                 seen = work.inner.bell.wait(seen, PERIOD);
@@ -93,7 +93,7 @@ impl Drop for Runner {
         self.stop.store(true, Ordering::SeqCst);
         self.inner.bell.ring();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("fabricd: the jobs' runner panicked");
+            kos_types::log!("fabricd: the jobs' runner panicked");
         }
     }
 }
@@ -248,7 +248,7 @@ impl Work {
                         exit: EXIT_KILLED,
                         reason: reason.clone(),
                     }));
-                    eprintln!("fabricd: jobs: {reason}; starting another");
+                    kos_types::log!("fabricd: jobs: {reason}; starting another");
                     self.executor = launcher(&self.inner, &self.options, &self.events)?;
                 }
             }

@@ -1,5 +1,6 @@
 //! The daemon as a library: the committer over RocksDB, the stripes over the store, and the
 //! background work. [`Node`] is the embedded implementation of the Fabric seam.
+#![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 mod bell;
 mod cache;

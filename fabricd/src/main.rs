@@ -1,4 +1,5 @@
 //! The daemon: an embedded node and its mount in one process. `kos up` starts it.
+#![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 mod ctl;
 mod machine;
@@ -24,6 +25,9 @@ use view::View;
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
 /// Told to `kos`: the daemon that has this state.
 const RUN: &str = "run.json";
+/// Open files: RocksDB's tables and the segments read, of disk and memory, have bounds that leave
+/// room below it. A shard that cannot be opened would be taken for a damaged one.
+const FILES_MIN: u64 = 1024;
 /// Requests served at once.
 const THREADS_MAX: usize = 8;
 
@@ -67,12 +71,12 @@ pub(crate) fn main() -> ExitCode {
     let args = Args::parse();
     // Fails only for a group leader, which has its own session already or is run by hand.
     if let Err(e) = rustix::process::setsid() {
-        eprintln!("fabricd: stays in the session of its starter: {e}");
+        kos_types::log!("fabricd: stays in the session of its starter: {e}");
     }
     match run(&args) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("fabricd: {e}");
+            kos_types::log!("fabricd: {e}");
             ExitCode::FAILURE
         }
     }
@@ -83,7 +87,7 @@ fn launch(lock: &Path) -> ExitCode {
     match kos_kernels::launch::run(lock) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("fabricd: launcher: {e}");
+            kos_types::log!("fabricd: launcher: {e}");
             ExitCode::FAILURE
         }
     }
@@ -94,6 +98,7 @@ fn run(args: &Args) -> Result<()> {
         return Err(Error::new(Kind::Invalid, "no state directory"));
     };
     let dir = std::path::absolute(&args.mount).map_err(|e| Error::io("mount directory", &e))?;
+    raise_files()?;
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
     let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
@@ -136,6 +141,9 @@ fn run(args: &Args) -> Result<()> {
     };
     drop(view);
     let events = Arc::clone(node.events());
+    if let Err(e) = &unmounted {
+        events.add("lost", &format!("what was written and not fsynced may be lost: {e}"));
+    }
     let closed = match Arc::into_inner(node) {
         Some(node) => node.close(),
         None => Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
@@ -147,6 +155,19 @@ fn run(args: &Args) -> Result<()> {
     std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
     events.add("stop", &format!("{} is unmounted, all data is on disk", args.mount.display()));
     Ok(())
+}
+
+/// As many open files as the machine lets this process have.
+fn raise_files() -> Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Some(max) = limit.maximum.filter(|&max| max < FILES_MIN) {
+        let what =
+            format!("start: {max} open files are too few: allow {FILES_MIN} (ulimit -Hn, LimitNOFILE=)");
+        return Err(Error::new(Kind::Invalid, what));
+    }
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    setrlimit(Resource::Nofile, raised).map_err(|e| Error::io("start: open files", &e.into()))
 }
 
 /// Tell of the mount until something ends it.
@@ -167,7 +188,7 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
                 if let Err(e) = publish(&state.join("status.json"), &view.status()) {
-                    eprintln!("fabricd: {e}");
+                    kos_types::log!("fabricd: {e}");
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(End::Signal),

@@ -396,6 +396,10 @@ impl Fabric for Node {
         Ok(id)
     }
 
+    fn drop_stripe(&self, stripe: StripeId) {
+        self.inner.stripes.give_up(stripe);
+    }
+
     fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
         let inner = &self.inner;
         let reserve = || inner.rooms.reserve(&*inner.db, inner.stripes.tiers(), ino, (bytes, grows));

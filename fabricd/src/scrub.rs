@@ -66,7 +66,7 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
                 asked = asked_now;
             }
             if let Err(e) = run(&inner, stop, &mut pass, asked) {
-                eprintln!("fabricd: scrub: {e}; it goes on in {PERIOD:?}");
+                kos_types::log!("fabricd: scrub: {e}; it goes on in {PERIOD:?}");
             }
         }
     })

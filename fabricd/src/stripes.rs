@@ -174,11 +174,19 @@ impl Stripes {
         results.into_iter().collect()
     }
 
+    /// No commit will name this stripe.
+    pub(crate) fn give_up(&self, id: StripeId) {
+        let dropped = self.pending().remove(&id);
+        if let Some(dropped) = dropped {
+            self.free(&dropped.spots);
+        }
+    }
+
     /// The commit of these stripes is in force.
     pub(crate) fn settled(&self, settled: &Settled) {
         for &id in &settled.uneven {
             if let Err(e) = self.rejudge(id, |damaged| damaged) {
-                eprintln!("fabricd: stripe {:#x} is not evenly spread, and not counted: {e}", id.0);
+                kos_types::log!("fabricd: stripe {:#x} is not evenly spread, and not counted: {e}", id.0);
             }
         }
     }
@@ -200,7 +208,7 @@ impl Stripes {
     pub(crate) fn free(&self, spots: &[Spot]) {
         for spot in spots {
             if let Err(e) = self.tiers().free(spot) {
-                eprintln!("fabricd: {e}; the bytes come back at the next start");
+                kos_types::log!("fabricd: {e}; the bytes come back at the next start");
             }
         }
     }

@@ -6,9 +6,14 @@ use std::sync::Arc;
 
 use fabricd::{MountStatus, Node, NodeStatus, Status};
 use kos_fuse::ControlFile;
-use kos_types::{Fabric, Result};
+use kos_types::{Fabric, Result, limits};
 
 use super::{ctl, machine};
+
+/// What a healthy node says.
+const OK: &str = "ok\n";
+/// With less free than a large stripe, writes may find no room.
+const FULL_BYTES: u64 = limits::STRIPE_BYTES_MAX as u64;
 
 /// The daemon as its users see it.
 pub(crate) struct View {
@@ -48,9 +53,7 @@ impl View {
     }
 
     fn health(&self) -> &'static str {
-        let ok =
-            !self.node.log_failed() && self.node.places_failed() == 0 && self.node.redundancy().is_full();
-        if ok { "ok" } else { "degraded" }
+        if self.health_text() == OK { "ok" } else { "degraded" }
     }
 
     pub(crate) fn health_text(&self) -> String {
@@ -65,7 +68,12 @@ impl View {
         if !redundancy.is_full() {
             why.push(format!("{redundancy}; they are rebuilt in the background"));
         }
-        if why.is_empty() { "ok\n".to_owned() } else { format!("degraded: {}\n", why.join("; ")) }
+        match self.node.usage() {
+            Ok(usage) if usage.bytes_free >= FULL_BYTES => {}
+            Ok(_) => why.push("the state directories are full: remove files or make room there".to_owned()),
+            Err(e) => why.push(e.to_string()),
+        }
+        if why.is_empty() { OK.to_owned() } else { format!("degraded: {}\n", why.join("; ")) }
     }
 
     fn config(&self) -> String {

@@ -38,7 +38,7 @@ impl Drop for Worker {
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("fabricd: the {} panicked", self.name);
+            kos_types::log!("fabricd: the {} panicked", self.name);
         }
     }
 }

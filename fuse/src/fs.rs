@@ -248,7 +248,7 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn reap(&self, ino: Ino) {
         self.files.forget(ino);
         if let Err(e) = self.fabric.propose(Op::Reap { ino }) {
-            eprintln!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
+            kos_types::log!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
         }
     }
 

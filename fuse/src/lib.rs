@@ -1,6 +1,7 @@
 //! The mount: kernel requests become questions to an `impl Fabric`, and written bytes are kept
 //! until they are flushed as stripes. It owns file semantics and the write buffer; it must not
 //! know how a fabric works.
+#![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 mod control;
 mod file;

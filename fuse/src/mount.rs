@@ -88,14 +88,14 @@ pub fn mount<F: Fabric + 'static>(
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.serve() {
-            eprintln!("kos-fuse: the session ended: {e}");
+            kos_types::log!("kos-fuse: the session ended: {e}");
         }
         drop::<Sender<()>>(alive);
         ended();
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
     if let Err(e) = raise_readahead(&options.dir) {
-        eprintln!("kos-fuse: readahead stays at the kernel's default: {e}");
+        kos_types::log!("kos-fuse: readahead stays at the kernel's default: {e}");
     }
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
     let answerer = Answerer::start(Arc::clone(&fs.fabric), Arc::clone(&fs.jobs.waiters))?;
@@ -174,10 +174,12 @@ impl Mounted {
     /// open on it lose them.
     ///
     /// # Errors
-    /// As [`Self::flush_all`], and `Io` when the kernel refuses to unmount or the session does not
-    /// end.
+    /// As [`Self::flush_all`], after unmounting all the same: what does not fit now is lost then.
+    /// `Io` when the kernel refuses to unmount or the session does not end.
     pub fn unmount(self) -> Result<()> {
-        self.flush_all()?;
+        if let Err(e) = self.flush_all() {
+            kos_types::log!("kos-fuse: {}: not all could be flushed: {e}", self.dir.display());
+        }
         let gone = match unmount(&self.dir, UnmountFlags::empty()) {
             Err(rustix::io::Errno::BUSY) => self.cut_off(),
             other => other.map_err(|e| Error::io("unmount", &e.into())),
@@ -200,9 +202,13 @@ impl Mounted {
 
     /// Unmount although programs use it.
     fn cut_off(&self) -> Result<()> {
-        eprintln!("kos-fuse: {} is in use: its open files are cut off", self.dir.display());
-        (self.write_back)()?;
-        self.flush_all()?;
+        kos_types::log!("kos-fuse: {} is in use: its open files are cut off", self.dir.display());
+        if let Err(e) = (self.write_back)() {
+            kos_types::log!("kos-fuse: {}: not all stores could be taken: {e}", self.dir.display());
+        }
+        if let Err(e) = self.flush_all() {
+            kos_types::log!("kos-fuse: {}: not all could be flushed: {e}", self.dir.display());
+        }
         unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH)
             .map_err(|e| Error::io("unmount", &e.into()))
     }

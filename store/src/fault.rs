@@ -142,7 +142,7 @@ mod on {
             if pass < fault.first || pass - fault.first >= fault.count {
                 continue;
             }
-            eprintln!("fault: {point}, pass {pass}: {:?}", fault.error);
+            kos_types::log!("fault: {point}, pass {pass}: {:?}", fault.error);
             match fault.error {
                 Some(errno) => return Err(errno.into()),
                 None => std::process::abort(),

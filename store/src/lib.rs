@@ -3,6 +3,7 @@
 //! It owns bytes and their durability. It refuses to know what a shard is and which shard lies
 //! where: that index is its caller's, and is handed in at [`Store::open`]. Nothing is ever
 //! overwritten; a freed range becomes a hole, a segment without live bytes is deleted.
+#![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 pub mod fault;
 mod fds;

@@ -127,7 +127,7 @@ impl Daemon {
     /// Everything the daemon said.
     #[must_use]
     pub fn log(&self) -> String {
-        fs::read_to_string(self.root.path().join("log")).unwrap_or_default()
+        fs::read_to_string(self.log_file()).unwrap_or_default()
     }
 
     /// A number of sys/metrics.
@@ -143,6 +143,13 @@ impl Daemon {
         for entry in fs::read_dir(self.mount().join("nodes")).expect("nodes") {
             fs::write(entry.expect("node").path().join("ctl"), line).expect("ctl");
         }
+    }
+
+    /// On the state's disk, where it is in earnest, only when that is one of its own: tests clear
+    /// states away.
+    fn log_file(&self) -> PathBuf {
+        let dir = if is_mounted(&self.state()) { self.state() } else { self.root.path().to_path_buf() };
+        dir.join("log.txt")
     }
 
     /// Segment files of all places.
@@ -176,11 +183,7 @@ impl Daemon {
     /// # Errors
     /// What the daemon said when it ended instead.
     pub fn try_spawn(&mut self) -> Result<(), String> {
-        let log = fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.root.path().join("log"))
-            .expect("log file");
+        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("log file");
         let run = self.state().join("run.json");
         if let Err(e) = fs::remove_file(&run) {
             assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");
@@ -257,13 +260,13 @@ impl Drop for Daemon {
             drop(child.kill());
             drop(child.wait());
         }
+        if std::thread::panicking() {
+            eprintln!("the daemon's log:\n{}", self.log());
+        }
         for dir in [self.mount(), self.ram(), self.state()] {
             if is_mounted(&dir) {
                 let _ = unmount(dir, UnmountFlags::DETACH);
             }
-        }
-        if std::thread::panicking() {
-            eprintln!("the daemon's log:\n{}", self.log());
         }
     }
 }

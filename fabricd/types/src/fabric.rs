@@ -124,6 +124,9 @@ pub trait Fabric: Send + Sync {
     /// `NoSpace`, `Io`.
     fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId>;
 
+    /// No commit will name this stripe: its space is wanted back now.
+    fn drop_stripe(&self, _stripe: StripeId) {}
+
     /// Fill `out` with the stripe's user bytes from `at` on.
     ///
     /// # Errors
@@ -140,7 +143,7 @@ pub trait Fabric: Send + Sync {
     /// Keep a line about something that the people who run the node should know of; `kind` is one
     /// word. A fabric without such a list says it on standard error.
     fn report(&self, kind: &'static str, text: &str) {
-        eprintln!("kosfs: {kind}: {text}");
+        crate::log!("kosfs: {kind}: {text}");
     }
 
     /// Space of the pool.

@@ -1,5 +1,7 @@
 //! The vocabulary every kosfs crate shares: ids, attributes, commands, errors, limits and the
-//! [`Fabric`] seam between front ends and the fabric. It decides nothing and does no I/O.
+//! [`Fabric`] seam between front ends and the fabric. It decides nothing and does no I/O but
+//! [`log!`].
+#![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 mod attr;
 mod command;
@@ -8,6 +10,7 @@ mod fabric;
 mod ids;
 mod job;
 pub mod limits;
+mod log;
 mod policy;
 
 pub use attr::{Attr, Dirent, FileKind, Snapshot, SpaceUsage, Time};
@@ -18,4 +21,6 @@ pub use error::{Error, Kind, Result};
 pub use fabric::{Extent, ExtentMap, Fabric, Source};
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
+#[doc(hidden)]
+pub use log::log_line;
 pub use policy::{Class, Compress, Geometry, Policy};

@@ -92,7 +92,8 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Dead
         }
     }
     let mut introduced = vec![false; packed.len()];
-    jobs.iter()
+    let results = jobs
+        .iter()
         .enumerate()
         .map(|(file, job)| {
             deadline.check(SLOW)?;
@@ -116,7 +117,11 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Dead
             brought.into_iter().for_each(|at| introduced[at] = true);
             attr_of(reply)
         })
-        .collect()
+        .collect();
+    // Written beside others that did not fit: each try writes new ones.
+    let given_up = ids.iter().zip(&introduced).filter(|(_, introduced)| !**introduced);
+    given_up.filter_map(|(id, _)| id.as_ref().ok()).for_each(|&id| fabric.drop_stripe(id));
+    results
 }
 
 fn write_stripes<F: Fabric>(fabric: &F, policy: Policy, group: &[Packed<'_>]) -> Vec<Result<StripeId>> {

@@ -304,7 +304,7 @@ impl Flusher {
             while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
                 let due = |node: &Node| {
                     let state = node.state();
-                    state.since.is_some_and(|since| since.elapsed() >= old) || state.bytes() >= FLUSH_BYTES
+                    state.since.is_some_and(|since| since.elapsed() >= old) || state.is_large()
                 };
                 // Each error is reported where it happened and kept for the file's descriptors.
                 drop(files.flush_those(due));
@@ -322,7 +322,7 @@ impl Drop for Flusher {
     fn drop(&mut self) {
         drop(self.stop.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("kos-fuse: the flusher panicked");
+            kos_types::log!("kos-fuse: the flusher panicked");
         }
     }
 }

@@ -42,6 +42,11 @@ impl State {
         self.dirty.bytes() + self.flushing.bytes()
     }
 
+    /// Worth a flush of its own now; one that failed waits as long as an old one.
+    pub(crate) fn is_large(&self) -> bool {
+        self.bytes() >= super::FLUSH_BYTES && !self.failing
+    }
+
     pub(crate) const fn is_clean(&self) -> bool {
         self.since.is_none()
     }

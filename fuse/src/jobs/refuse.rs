@@ -36,7 +36,7 @@ impl<F: Fabric> Fs<F> {
             }
         });
         if let Err(e) = written {
-            eprintln!("kos-fuse: rejected/{}.error: {e}", String::from_utf8_lossy(name));
+            kos_types::log!("kos-fuse: rejected/{}.error: {e}", String::from_utf8_lossy(name));
         }
     }
 
@@ -44,7 +44,7 @@ impl<F: Fabric> Fs<F> {
     pub(super) fn unrefuse(&self, name: &[u8]) {
         for entry in [error_name(name), name.to_vec()] {
             if let Err(e) = self.clear(&entry) {
-                eprintln!("kos-fuse: rejected/{}: {e}", String::from_utf8_lossy(&entry));
+                kos_types::log!("kos-fuse: rejected/{}: {e}", String::from_utf8_lossy(&entry));
             }
         }
     }

@@ -77,7 +77,7 @@ impl<F: Fabric> Fs<F> {
         };
         self.jobs.drops.take(ino);
         if let Err(e) = done {
-            eprintln!("kos-fuse: job {}: {e}", String::from_utf8_lossy(&dropped.name));
+            kos_types::log!("kos-fuse: job {}: {e}", String::from_utf8_lossy(&dropped.name));
         }
     }
 
@@ -98,7 +98,7 @@ impl<F: Fabric> Fs<F> {
 
     fn withdraw(&self, id: JobId) {
         if let Err(e) = self.job_op(JobOp::Withdraw(id)) {
-            eprintln!("kos-fuse: withdrawing job {}: {e}", id.0);
+            kos_types::log!("kos-fuse: withdrawing job {}: {e}", id.0);
         }
     }
 

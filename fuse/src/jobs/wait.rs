@@ -112,7 +112,7 @@ impl Answerer {
                 match fabric.jobs_changed(seen, PERIOD) {
                     Ok(count) => seen = count,
                     Err(e) => {
-                        eprintln!("kos-fuse: waiting for jobs: {e}; tried again in {PERIOD:?}");
+                        kos_types::log!("kos-fuse: waiting for jobs: {e}; tried again in {PERIOD:?}");
                         thread::sleep(PERIOD);
                     }
                 }
@@ -131,7 +131,7 @@ impl Drop for Answerer {
         drop(list);
         self.waiters.changed.notify_all();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("kos-fuse: the waiters' thread panicked");
+            kos_types::log!("kos-fuse: the waiters' thread panicked");
         }
         for waiter in std::mem::take(&mut *self.waiters.list()) {
             (waiter.deliver)(Err(Error::new(Kind::Io, "wait: the mount ends")));

@@ -90,7 +90,7 @@ const fn ttl(attr: &Attr) -> Duration {
 
 fn errno(e: &Error) -> Errno {
     if e.kind() == Kind::Io {
-        eprintln!("kos-fuse: {e}");
+        kos_types::log!("kos-fuse: {e}");
     }
     Errno::from_i32(e.errno())
 }
@@ -230,12 +230,12 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         for flag in WANTED {
             if config.add_capabilities(flag).is_err() {
-                eprintln!("kos-fuse: this kernel has no {flag:?}; the mount works without");
+                kos_types::log!("kos-fuse: this kernel has no {flag:?}; the mount works without");
             }
         }
         // Refused values leave the kernel's own: slower, not wrong.
         if config.set_max_write(MAX_WRITE).is_err() || config.set_max_background(MAX_BACKGROUND).is_err() {
-            eprintln!("kos-fuse: the kernel keeps its own request sizes");
+            kos_types::log!("kos-fuse: the kernel keeps its own request sizes");
         }
         Ok(())
     }

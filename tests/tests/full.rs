@@ -1,0 +1,97 @@
+//! A disk that others fill to the last block: errors that pass, and nothing acked is lost.
+
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+
+use kos_tests::{Daemon, Rng, is_mounted, wait_for};
+
+const DISK_BYTES: u64 = 256 << 20;
+const MIB: usize = 1 << 20;
+
+fn put(path: &Path, bytes: &[u8]) -> std::io::Result<()> {
+    let mut file = File::create(path)?;
+    file.write_all(bytes)?;
+    file.sync_all()
+}
+
+fn contents(number: u64) -> Vec<u8> {
+    Rng::new(number).bytes(8 * MIB)
+}
+
+fn health(daemon: &Daemon) -> String {
+    fs::read_to_string(daemon.mount().join("sys/health")).expect("health")
+}
+
+/// Fill the state's disk from outside, to the last block.
+fn fill(daemon: &Daemon) -> PathBuf {
+    let path = daemon.state().join("foreign");
+    let mut file = File::create(&path).expect("create");
+    for block in [MIB, 4096, 1] {
+        while let Ok(()) = file.write_all(&vec![1; block]) {}
+    }
+    path
+}
+
+#[test]
+fn a_disk_filled_by_others_stops_nothing_for_ever() {
+    let mut daemon = Daemon::on_disk(DISK_BYTES);
+    let (kept, late) = (daemon.mem().join("kept"), daemon.mem().join("late"));
+    put(&kept, &contents(1)).expect("room");
+    // Taken by write(2) while there was room.
+    let mut file = File::create(&late).expect("create");
+    file.write_all(&contents(2)).expect("room");
+    let foreign = fill(&daemon);
+    assert_eq!(file.sync_all().expect_err("no room").kind(), ErrorKind::StorageFull);
+    assert_eq!(put(&daemon.mem().join("new"), b"x").expect_err("no room").kind(), ErrorKind::StorageFull);
+    assert!(fs::read(&kept).expect("reads need none") == contents(1));
+    assert!(fs::read(&late).expect("from memory") == contents(2));
+    // Large attributes, until the metadata finds no room.
+    let set = |number: u64| {
+        let name = format!("user.{number}");
+        rustix::fs::setxattr(&kept, name, &[7; 60_000], rustix::fs::XattrFlags::empty())
+    };
+    let set_before = (0..4096).take_while(|&number| {
+        let done = set(number);
+        assert!(done.is_ok() || done == Err(rustix::io::Errno::NOSPC), "{done:?}");
+        done.is_ok()
+    });
+    assert!(set_before.count() < 1000, "the metadata is on that disk too");
+    wait_for("health", || health(&daemon).starts_with("degraded"));
+    assert!(fs::read(&kept).expect("reads need none") == contents(1));
+
+    fs::remove_file(foreign).expect("remove");
+    wait_for("room", || file.sync_all().is_ok());
+    wait_for("metadata", || set(0).is_ok());
+    wait_for("health", || health(&daemon) == "ok\n");
+    put(&daemon.mem().join("new"), b"x").expect("room");
+    let events = fs::read_to_string(daemon.mount().join("sys/events")).expect("events");
+    assert!(events.contains(" unflushed inode "), "{events}");
+    drop(file);
+    daemon.kill();
+    daemon.spawn();
+    for (path, number) in [(&kept, 1), (&late, 2)] {
+        assert!(fs::read(path).expect("read") == contents(number), "{number}");
+    }
+    daemon.stop();
+}
+
+#[test]
+fn an_end_on_a_full_disk_unmounts_and_says_what_is_lost() {
+    let mut daemon = Daemon::on_disk(DISK_BYTES);
+    let (kept, late) = (daemon.mem().join("kept"), daemon.mem().join("late"));
+    put(&kept, &contents(1)).expect("room");
+    let mut file = File::create(&late).expect("create");
+    file.write_all(&contents(2)).expect("room");
+    drop(file);
+    let foreign = fill(&daemon);
+    assert!(!daemon.try_stop().success(), "not all was flushed");
+    assert!(!is_mounted(&daemon.mount()), "gone all the same");
+    fs::remove_file(foreign).expect("remove");
+    daemon.spawn();
+    assert!(fs::read(&kept).expect("read") == contents(1), "what was acked is there");
+    let mut found = Vec::new();
+    File::open(&late).and_then(|mut f| f.read_to_end(&mut found)).expect("read");
+    assert!(found.is_empty() || found == contents(2), "a commit or none: {} bytes", found.len());
+    daemon.stop();
+}
