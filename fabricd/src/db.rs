@@ -5,7 +5,7 @@ use std::path::Path;
 use kos_core::{Changes, Pair, Tables};
 use kos_store::fault;
 use kos_types::{Error, Kind, Result};
-use rocksdb::{BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
+use rocksdb::{BlockBasedIndexType, BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
 
 /// Memory for blocks read from disk.
 const CACHE_BYTES: usize = 64 << 20;
@@ -41,7 +41,13 @@ impl Db {
         let mut blocks = BlockBasedOptions::default();
         blocks.set_block_cache(&Cache::new_lru_cache(CACHE_BYTES));
         blocks.set_bloom_filter(10.0, false);
+        // In pieces: the whole filter of a table of half a million names is larger than what one part
+        // of the cache holds, and was read anew for each name.
+        blocks.set_index_type(BlockBasedIndexType::TwoLevelIndexSearch);
+        blocks.set_partition_filters(true);
+        blocks.set_metadata_block_size(4096);
         blocks.set_cache_index_and_filter_blocks(true);
+        blocks.set_pin_top_level_index_and_filter(true);
         options.set_block_based_table_factory(&blocks);
         Ok(Self(DB::open(&options, dir).map_err(io("metadata: open"))?))
     }
