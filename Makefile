@@ -86,6 +86,7 @@ test: test-deps toolchain
 soak: build
 	@tools/deps.sh $(TEST_DEPS) $(SOAK_DEPS)
 	@$(STEP) fuzz tests/fuzz/run.sh 300
+	@$(STEP) million env KOS_ENTRIES=1000000 cargo test --release --locked --workspace --test limits
 	@$(STEP) suites tests/suites/run.sh --long
 
 bench: test-deps build
