@@ -129,6 +129,25 @@ fn without_root_up_says_what_to_type() {
     assert!(!place.state().exists() && !place.mount().exists());
 }
 
+/// In a mount namespace whose /dev holds what programs need and no fuse.
+#[test]
+fn without_dev_fuse_up_says_what_to_type() {
+    let place = Place::new();
+    let hide = "mount -t tmpfs none /mnt && for node in null zero urandom; do
+            touch /mnt/$node && mount --bind /dev/$node /mnt/$node; done &&
+        mount --rbind /mnt /dev && exec \"$@\"";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "--propagation", "private", "sh", "-c", hide, "sh"]).arg(binary("kos"));
+    command.arg("up").arg("--state").arg(place.state()).arg("--mount").arg(place.mount());
+    let said = expect(command, 1);
+    let typed = ["modprobe fuse", "--device /dev/fuse"];
+    assert!(said.contains("/dev/fuse: ") && typed.iter().any(|line| said.contains(line)), "{said}");
+    assert!(!place.state().exists() && !place.mount().exists(), "nothing was made: {said}");
+    // The same command where it is there.
+    place.expect(&["up"], 0);
+    place.expect(&["down", "--wipe"], 0);
+}
+
 #[test]
 fn wipe_deletes_everything_and_nothing_else() {
     let place = Place::spread(&["one", "two"]);
