@@ -6,7 +6,7 @@ use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -28,6 +28,10 @@ const READAHEAD_KIB: u32 = 4096;
 
 /// Far more than requests in flight take.
 const END_DEADLINE: Duration = Duration::from_secs(30);
+/// After so long somebody else must have the mount, too.
+const ALONE: Duration = Duration::from_secs(2);
+/// Where the kernel lists its FUSE connections.
+const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// How and where to mount.
 #[derive(Debug, Clone)]
@@ -45,6 +49,8 @@ pub struct MountOptions {
 /// A mount in this process.
 pub struct Mounted {
     dir: PathBuf,
+    /// The connection's number.
+    connection: u32,
     flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Fetch what mappings hold of open files.
     write_back: Box<dyn Fn() -> Result<()> + Send + Sync>,
@@ -94,13 +100,15 @@ pub fn mount<F: Fabric + 'static>(
         ended();
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
-    if let Err(e) = raise_readahead(&options.dir) {
+    let dev = fs::metadata(&options.dir).map_err(|e| Error::io("mount: stat", &e))?.dev();
+    if let Err(e) = raise_readahead(dev) {
         kos_types::log!("kos-fuse: readahead stays at the kernel's default: {e}");
     }
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
     let answerer = Answerer::start(Arc::clone(&fs.fabric), Arc::clone(&fs.jobs.waiters))?;
     Ok(Mounted {
         dir: options.dir.clone(),
+        connection: minor(dev),
         write_back: Box::new({
             let files = Arc::clone(&fs.files);
             move || write_back(&*caches, &files.open_files())
@@ -148,8 +156,7 @@ fn write_back(caches: &dyn Caches, files: &[Ino]) -> Result<()> {
         .map_err(|e| Error::io("unmount: pages of mappings", &e))
 }
 
-fn raise_readahead(dir: &Path) -> io::Result<()> {
-    let dev = fs::metadata(dir)?.dev();
+fn raise_readahead(dev: u64) -> io::Result<()> {
     let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(dev), minor(dev));
     fs::write(path, READAHEAD_KIB.to_string())
 }
@@ -193,11 +200,30 @@ impl Mounted {
     /// # Errors
     /// As [`Self::flush_all`], and `TimedOut` when the session does not end.
     pub fn finish(self) -> Result<()> {
+        if self.ended.recv_timeout(ALONE) == Err(RecvTimeoutError::Timeout) {
+            self.cut_off_elsewhere()?;
+        }
         if self.ended.recv_timeout(END_DEADLINE) == Err(RecvTimeoutError::Timeout) {
-            return Err(Error::new(Kind::TimedOut, "unmount: the session does not end"));
+            let hint = format!(
+                "unmount: another mount namespace keeps it: end its programs, or: mount -t fusectl none {CONNECTIONS}"
+            );
+            return Err(Error::new(Kind::TimedOut, hint));
         }
         (self.end)();
         self.flush_all()
+    }
+
+    /// End the connection of a mount that is gone here and lives on in another mount namespace: a
+    /// container's, which copied all mounts when it was made.
+    fn cut_off_elsewhere(&self) -> Result<()> {
+        kos_types::log!("kos-fuse: another mount namespace has {}: it is cut off", self.dir.display());
+        (self.write_back)()?;
+        self.flush_all()?;
+        match fs::write(format!("{CONNECTIONS}/{}/abort", self.connection), "1") {
+            // It ended by itself, or the kernel does not show its connections.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|e| Error::io("unmount: abort", &e)),
+        }
     }
 
     /// Unmount although programs use it.

@@ -83,7 +83,8 @@ impl Live {
         }
     }
 
-    fn ended(&mut self) -> bool {
+    /// Flush, unmount and end. False when that fails.
+    pub(super) fn ended(&mut self) -> bool {
         drop(self.server.stdin.take());
         let start = Instant::now();
         while start.elapsed() < DEADLINE {

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -106,6 +107,27 @@ fn an_unmount_leaves_no_orphans() {
     live.remount();
     assert!(file.read_at(&mut [0; 5], 0).is_err(), "it was cut off");
     assert_eq!(live.ask("left"), "0 0");
+}
+
+/// As a container has it that was started after the mount.
+#[test]
+fn a_mount_that_another_namespace_has_too_is_cut_off() {
+    let mut live = Live::new();
+    put(&live.path("file"), b"bytes");
+    let here = fs::read_link("/proc/self/ns/mnt").expect("namespace");
+    let mut other = Command::new("unshare")
+        .args(["--mount", "--propagation", "private", "sleep", "60"])
+        .spawn()
+        .expect("unshare");
+    let there = format!("/proc/{}/ns/mnt", other.id());
+    while fs::read_link(&there).expect("namespace") == here {
+        thread::sleep(Duration::from_millis(1));
+    }
+    let began = Instant::now();
+    let ended = live.ended();
+    let lives = other.try_wait().expect("unshare").is_none();
+    other.kill().and_then(|()| other.wait()).expect("kill");
+    assert!(ended && lives, "after {:?}", began.elapsed());
 }
 
 #[test]
