@@ -233,14 +233,13 @@ impl Stripes {
     fn put(&self, moves: Vec<Move>, sync: impl Fn() -> Result<()>) -> Result<()> {
         let new: Vec<Spot> = moves.iter().map(|m| m.new).collect();
         let places: BTreeSet<usize> = new.iter().filter(|spot| !spot.ram).map(|spot| spot.place).collect();
-        let written = self.sync_places(&places).and_then(|()| self.put_in_index(&moves));
-        let dead = match written {
-            Ok(dead) => dead,
-            Err(e) => {
-                self.free(&new);
-                return Err(e);
-            }
-        };
+        if let Err(e) = self.sync_places(&places) {
+            self.free(&new);
+            return Err(e);
+        }
+        // When this fails the index may name the new bytes or the old ones, and a restart shows
+        // which: both stay until then.
+        let dead = self.put_in_index(&moves)?;
         // Without it the old bytes stay, until the next start finds nobody claiming them.
         sync()?;
         for Move { id, index, old, new, repairs } in moves {

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -186,6 +187,49 @@ fn memory_that_did_not_move_to_disk_is_still_there() {
         assert!(fs::read(dir.join("file")).expect("read") == data, "{fault}: moved at the second end");
         machine.daemon.stop();
     }
+}
+
+/// Damage the first place of a stopped node.
+fn corrupt(machine: &Machine) {
+    for entry in fs::read_dir(machine.daemon.state().join("shards/0")).expect("place") {
+        let path = entry.expect("entry").path();
+        if path.extension().is_some_and(|e| e == "kos") {
+            let len = fs::metadata(&path).expect("segment").len() as usize;
+            let file = File::options().write(true).open(&path).expect("segment");
+            file.write_all_at(&vec![0xaa; len], 0).and_then(|()| file.sync_all()).expect("damage");
+        }
+    }
+}
+
+#[test]
+fn a_repair_whose_end_is_unknown_loses_no_shard() {
+    let mut machine = Machine::start(0);
+    let data = Rng::new(1).bytes(3 << 20);
+    fs::write(machine.daemon.mem().join("file"), &data).expect("write");
+    machine.daemon.stop();
+    corrupt(&machine);
+    machine.daemon.program = faulty_daemon();
+    // All writes fail but those of the start, however many these are.
+    let starts = (1..30).any(|pass| {
+        let faults = format!("{}=io@{pass}x1000000", fault::TABLES_WRITTEN);
+        machine.daemon.env = vec![("KOS_FAULTS".into(), faults)];
+        let started = machine.daemon.try_spawn().is_ok();
+        if !started {
+            machine.daemon.kill();
+        }
+        started
+    });
+    assert!(starts);
+    let said = machine.daemon.log().len();
+    assert!(fs::read(machine.daemon.mem().join("file")).expect("decoded") == data);
+    wait_for("the repair", || machine.daemon.log()[said..].contains("metadata: written"));
+    machine.daemon.kill();
+    machine.daemon.env.clear();
+    machine.daemon.spawn();
+    assert!(fs::read(machine.daemon.mem().join("file")).expect("read") == data);
+    let metrics = fs::read_to_string(machine.daemon.mount().join("sys/metrics")).expect("metrics");
+    assert!(metrics.contains("kos_shards_bad_total 0\n"), "the repair holds: {metrics}");
+    machine.audit();
 }
 
 #[test]
