@@ -539,6 +539,7 @@ impl<F: Fabric> Fs<F> {
         if len > 0 {
             self.strip(to.0, !is_privileged(by))?;
             self.files.clone_range(from, to, len)?;
+            self.job_written(to.0);
         }
         Ok(len)
     }

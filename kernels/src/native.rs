@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, PoisonError};
@@ -38,7 +39,8 @@ impl Native {
     /// `Io` when the launcher cannot be started.
     pub fn start(program: &Path, args: &[&OsStr], report: impl Fn(Event) + Send + 'static) -> Result<Self> {
         let mut command = Command::new(program);
-        command.args(args).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+        // What ps shows; the program may be a path that says nothing.
+        command.arg0("fabricd").args(args).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut launcher = command.spawn().map_err(|e| Error::io("start the launcher", &e))?;
         let (orders, ends) = (launcher.stdin.take(), launcher.stdout.take());
         let reader = move || {

@@ -17,7 +17,8 @@ pub(crate) fn ask(leader: Pid) {
 fn signal(leader: Pid, signal: Signal) {
     // What is gone already needs no signal, and a leader that has just begun has no session yet.
     let _ = kill_process_group(leader, signal).or_else(|_| kill_process(leader, signal));
-    for pid in members(leader) {
+    // The group has heard it once; a program may count.
+    for (pid, _) in members(leader).into_iter().filter(|&(_, group)| group != Some(leader)) {
         let _ = kill_process(pid, signal);
     }
 }
@@ -26,25 +27,26 @@ fn signal(leader: Pid, signal: Signal) {
 pub(crate) fn kill(leader: Pid) {
     for _ in 0..ROUNDS {
         signal(leader, Signal::KILL);
-        if members(leader).iter().all(|&pid| pid == leader) {
+        if members(leader).iter().all(|&(pid, _)| pid == leader) {
             break;
         }
         std::thread::yield_now();
     }
 }
 
-/// Living processes of the session.
-fn members(leader: Pid) -> Vec<Pid> {
+/// Living processes of the session, each with its group.
+fn members(leader: Pid) -> Vec<(Pid, Option<Pid>)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    pids.filter_map(Pid::from_raw).filter(|&pid| is_member(pid, leader)).collect()
+    pids.filter_map(Pid::from_raw).filter_map(|pid| Some((pid, group_in(pid, leader)?))).collect()
 }
 
-fn is_member(pid: Pid, leader: Pid) -> bool {
-    let Ok(stat) = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())) else { return false };
+/// The group of a living process of the session.
+fn group_in(pid: Pid, leader: Pid) -> Option<Option<Pid>> {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     // The name in parentheses may hold anything; behind it: state, parent, group, session.
-    let Some((_, fields)) = stat.rsplit_once(')') else { return false };
-    let mut fields = fields.split_whitespace();
-    let dead = fields.next().is_none_or(|state| state == "Z" || state == "X");
-    !dead && fields.nth(2).and_then(|session| session.parse().ok()) == Some(leader.as_raw_nonzero().get())
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let (state, _parent, group, session) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
+    let is_member = session.parse() == Ok(leader.as_raw_nonzero().get()) && state != "Z" && state != "X";
+    is_member.then(|| group.parse().ok().and_then(Pid::from_raw))
 }

@@ -55,6 +55,29 @@ fn files_are_dropped_as_programs_do_it() {
     assert!(!daemon.log().contains("kos-fuse:"), "{}", daemon.log());
 }
 
+/// The kernel may still know a name that has just become a job: the next file of that name is another one.
+#[test]
+fn a_name_is_used_again_at_once() {
+    let mut daemon = Daemon::start();
+    let jobs = Jobs::of(&daemon);
+    let mem = daemon.mem();
+    for (n, how) in ["mv first ../jobs/x", "ln first ../jobs/x", "cp first ../jobs/x"].iter().enumerate() {
+        let again = format!("{how} && cp second ../jobs/x && cat second > ../jobs/x");
+        for name in ["first", "second"] {
+            fs::write(mem.join(name), format!("#!/bin/sh\necho {name}\n")).expect("write");
+        }
+        let dropped = sh(&again, &mem);
+        assert!(dropped.status.success(), "{how}: {dropped:?}");
+        assert_eq!((jobs.wait("x"), jobs.status("x", "id")), ("0\n".into(), (3 * n + 3).to_string()));
+        for (id, wanted) in (3 * n + 1..).zip(["first\n", "second\n", "second\n"]) {
+            let spec = fs::read_to_string(jobs.dir.join(id.to_string()).join("spec")).expect("spec");
+            assert!(spec.ends_with(wanted), "{how}, job {id}: {spec}");
+        }
+        drop(fs::remove_file(mem.join("first")));
+    }
+    daemon.stop();
+}
+
 #[test]
 fn ignored_names_are_only_files() {
     let mut daemon = Daemon::start();
