@@ -210,7 +210,9 @@ impl Holder {
         self.shared.step(Input::Forgotten { ino });
     }
 
-    /// The stamp of a commit made now; `None` when it must not be sent.
+    /// The stamp of a commit; `None` when it must not be sent. It is made before the commit's bytes are
+    /// taken out of the buffer: bytes of a lost session then never go out under the next one. So bytes whose
+    /// commit is refused go back before they are stamped again.
     #[must_use]
     pub fn commit(&self, want: Want) -> Option<Commit> {
         lock(&self.shared.state).client.commit(now(), want)
@@ -226,6 +228,11 @@ impl Holder {
     /// A file was opened.
     pub fn file_opened(&self, file: FileId, ino: Ino) {
         lock(&self.shared.state).client.file_opened(file, ino);
+    }
+
+    /// A lock was taken or given back through a file.
+    pub fn file_locked(&self, file: FileId, locked: bool) {
+        lock(&self.shared.state).client.file_locked(file, locked);
     }
 
     /// A file was closed. Answers whether it never heard of an error.

@@ -137,8 +137,9 @@ impl Mount {
 
     /// Commit a counter if it may be.
     fn commit(&self, ino: Ino) {
-        while let Some(cell) = self.dirty(ino) {
-            let Some(commit) = self.holder().commit(Want::attr(ino, Mode::Exclusive)) else { return };
+        // Stamped before the value is read: a value of a lost session is not for the next one.
+        while let Some(commit) = self.holder().commit(Want::attr(ino, Mode::Exclusive)) {
+            let Some(cell) = self.dirty(ino) else { return };
             if self.cut.load(Ordering::SeqCst) {
                 thread::sleep(Duration::from_millis(5));
                 continue;

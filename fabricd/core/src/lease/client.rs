@@ -285,9 +285,9 @@ impl Client {
         self.valid_until().is_some_and(|until| now < until) && self.covers(want)
     }
 
-    /// The stamp of a commit that is sent now. `None` when it must not be sent: the lease or the
-    /// session is lost. A commit that was refused is stamped anew; one that got no answer is sent again as
-    /// it was.
+    /// The stamp of a commit, made before its bytes are taken out of the buffer: so bytes of a lost session
+    /// never go out under the next one. `None` when it must not be sent: the lease or the session is lost.
+    /// What was refused is stamped anew; what got no answer is sent again as it was.
     pub fn commit(&mut self, now: u64, want: Want) -> Option<Commit> {
         let until = self.valid_until()?;
         let session = self.session.as_ref()?;
