@@ -7,6 +7,7 @@ use kos_types::{Error, Kind, Result};
 pub(crate) const HELP: &str = "\
 sync     make everything written so far stable; the write returns when it is
 collect  free the bytes of what was deleted or overwritten now
+compact  begin to join small extents and to apply changed policies now
 scrub    begin to read and check all shards now; sys/events tells when it is done
 ";
 
@@ -17,6 +18,10 @@ pub(crate) fn run(node: &Node, bytes: &[u8], sync: &dyn Fn() -> Result<()>) -> R
         let done = match line {
             "sync" => sync(),
             "collect" => node.collect(),
+            "compact" => {
+                node.compact();
+                Ok(())
+            }
             "scrub" => {
                 node.scrub();
                 Ok(())

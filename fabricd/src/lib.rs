@@ -5,6 +5,7 @@
 mod bell;
 mod cache;
 mod collector;
+mod compact;
 mod db;
 mod events;
 mod group;

@@ -24,7 +24,7 @@ use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
-use crate::{collector, rebuild, scrub, shards};
+use crate::{collector, compact, rebuild, scrub, shards};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -77,6 +77,8 @@ pub(crate) struct Inner {
     ids: Ids,
     /// Old versions may be held by no snapshot.
     pub(crate) prune: AtomicBool,
+    /// Somebody asked for a pass of compaction.
+    pub(crate) compact: AtomicBool,
     /// Somebody asked for a pass of scrub.
     pub(crate) scrub: AtomicBool,
 }
@@ -159,6 +161,7 @@ impl Node {
             ids: Ids::new(0),
             // The last end may have interrupted it.
             prune: AtomicBool::new(true),
+            compact: AtomicBool::new(false),
             scrub: AtomicBool::new(false),
         };
         let inner = Arc::new(Inner { ids: Ids::new(inner.open_batch()?), ..inner });
@@ -167,7 +170,8 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
-        let workers = [collector::start, rebuild::start, scrub::start].map(|start| start(Arc::clone(&inner)));
+        let workers = [collector::start, compact::start, rebuild::start, scrub::start]
+            .map(|start| start(Arc::clone(&inner)));
         let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { inner, workers })
     }
@@ -199,6 +203,11 @@ impl Node {
     /// Begin a pass of scrub now; the metrics tell of its end.
     pub fn scrub(&self) {
         self.inner.scrub.store(true, Ordering::Relaxed);
+    }
+
+    /// Begin a pass of compaction now; the metrics tell of its end.
+    pub fn compact(&self) {
+        self.inner.compact.store(true, Ordering::Relaxed);
     }
 
     /// The places of the disk tier.
@@ -300,8 +309,18 @@ impl Inner {
         }
     }
 
-    fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
-        let Op::Commit { stripes, .. } = &op else { return self.propose_with(origin, op, Vec::new()) };
+    pub(crate) fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
+        let id = self.ids.next(|| self.open_batch())?;
+        self.stripes.write(id, policy, data)?;
+        Ok(id)
+    }
+
+    pub(crate) fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
+        let stripes = match &op {
+            Op::Commit { stripes, .. } => stripes.as_slice(),
+            Op::Compact { stripe, .. } => std::slice::from_ref(stripe),
+            _ => return self.propose_with(origin, op, Vec::new()),
+        };
         let settled = self.stripes.settle(stripes)?;
         fault::at(fault::SETTLED).map_err(|e| Error::io("commit", &e))?;
         let reply = self.propose_with(origin, op, settled.records.clone());
@@ -391,9 +410,7 @@ impl Fabric for Node {
     }
 
     fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
-        let id = self.inner.ids.next(|| self.inner.open_batch())?;
-        self.inner.stripes.write(id, policy, data)?;
-        Ok(id)
+        self.inner.write_stripe(policy, data)
     }
 
     fn drop_stripe(&self, stripe: StripeId) {

@@ -26,6 +26,30 @@ struct Move {
     repairs: bool,
 }
 
+/// All bytes of a stripe.
+pub(crate) struct Whole {
+    geometry: Geometry,
+    decoded: Decoded,
+}
+
+impl Whole {
+    /// Bytes of its data shards.
+    pub(crate) fn len(&self) -> u64 {
+        self.decoded
+            .payloads
+            .iter()
+            .take(self.geometry.k())
+            .flatten()
+            .map(|payload| payload.len() as u64)
+            .sum()
+    }
+
+    /// Fill `out` with the user bytes from `at` on.
+    pub(crate) fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
+        self.decoded.read(self.geometry, at, out)
+    }
+}
+
 /// All shards of a stripe.
 struct Decoded {
     payloads: Vec<Option<Vec<u8>>>,
@@ -145,9 +169,24 @@ impl Stripes {
                 Err(e) => bad.push((index, e)),
             }
         }
-        stripe::reconstruct(geometry, &mut payloads)?;
+        // With all data shards and nothing to repair, the parity is of no use.
+        if !bad.is_empty() || payloads.iter().take(geometry.k()).any(Option::is_none) {
+            stripe::reconstruct(geometry, &mut payloads)?;
+        }
         let layout = layout.ok_or_else(|| Error::new(Kind::Io, "decode: no shard"))?;
         Ok(Decoded { payloads, layout })
+    }
+
+    /// All of a stripe, every shard that it takes checked by its hash.
+    pub(crate) fn read_verified(&self, id: StripeId) -> Result<Whole> {
+        let geometry = self.alive(id)?.policy.geometry;
+        let mut bad = Vec::new();
+        let decoded = self.decode(id, geometry, &mut bad);
+        if !bad.is_empty() {
+            self.alive(id)?;
+            self.rejudge(id, |damaged| damaged | bits(&bad))?;
+        }
+        Ok(Whole { geometry, decoded: decoded? })
     }
 
     /// Decode the stripe without the shard that failed, and put that one right again.

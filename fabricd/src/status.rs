@@ -35,6 +35,16 @@ pub struct Counters {
     pub scrub_bad: AtomicU64,
     /// Passes of scrub over all shards.
     pub scrub_passes: AtomicU64,
+    /// Extents that compaction has joined or written anew.
+    pub compact_extents: AtomicU64,
+    /// Bytes that it has read and written.
+    pub compact_bytes: AtomicU64,
+    /// Tries that a change of the file came before.
+    pub compact_lost: AtomicU64,
+    /// Tries that failed because bytes are lost.
+    pub compact_failed: AtomicU64,
+    /// Passes over all extents.
+    pub compact_passes: AtomicU64,
     /// Tries to put a stripe right that failed.
     pub rebuilds_failed: AtomicU64,
 }
@@ -42,7 +52,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 15] {
+    pub fn list(&self) -> [(&'static str, u64); 20] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
@@ -58,6 +68,11 @@ impl Counters {
             ("kos_scrub_bytes_total", get(&self.scrub_bytes)),
             ("kos_scrub_bad_total", get(&self.scrub_bad)),
             ("kos_scrub_passes_total", get(&self.scrub_passes)),
+            ("kos_compact_extents_total", get(&self.compact_extents)),
+            ("kos_compact_bytes_total", get(&self.compact_bytes)),
+            ("kos_compact_lost_total", get(&self.compact_lost)),
+            ("kos_compact_failed_total", get(&self.compact_failed)),
+            ("kos_compact_passes_total", get(&self.compact_passes)),
             ("kos_rebuild_bytes_total", get(&self.rebuild_bytes)),
             ("kos_rebuilds_failed_total", get(&self.rebuilds_failed)),
         ]

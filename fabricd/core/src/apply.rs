@@ -131,6 +131,9 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
         Op::Commit { ino, stripes, holes, extents, size_min, mtime } => {
             extents::commit(txn, *ino, stripes, (holes, extents), (*size_min, *mtime)).map(Reply::Attr)
         }
+        Op::Compact { ino, stripe, extents } => {
+            extents::compact(txn, *ino, *stripe, extents).map(|()| Reply::Done)
+        }
         Op::Punch { ino, off, len } => extents::punch(txn, *ino, *off, *len).map(Reply::Attr),
         Op::Clone { from, from_off, to, to_off, len } => {
             extents::clone(txn, (*from, *from_off), (*to, *to_off), *len).map(Reply::Attr)
@@ -163,6 +166,7 @@ const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
         | Op::SetXattr { ino, .. }
         | Op::RemoveXattr { ino, .. }
         | Op::Commit { ino, .. }
+        | Op::Compact { ino, .. }
         | Op::Punch { ino, .. }
         | Op::Clone { to: ino, .. }
         | Op::Reap { ino }

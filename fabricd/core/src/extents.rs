@@ -50,18 +50,8 @@ pub(crate) fn commit<T: Tables>(
     if size_min > FILE_BYTES_MAX {
         return Err(Error::new(Kind::TooLarge, "commit: size"));
     }
-    for &(id, policy, len) in stripes {
-        // A closed batch's unnamed ids are garbage already: their bytes may be gone.
-        if !is_open(txn, id.batch()) {
-            return Err(Error::new(Kind::Stale, "commit: stripe of a closed batch"));
-        }
-        if !(1..=STRIPE_BYTES_MAX as u64).contains(&len) {
-            return Err(Error::new(Kind::Invalid, "commit: length of a stripe"));
-        }
-        if txn.tables.get(&keys::stripe(id))?.is_some() || txn.tables.get(&keys::tombstone(id))?.is_some() {
-            return Err(Error::new(Kind::Invalid, "commit: stripe committed before"));
-        }
-        put_stripe(txn, id, Stripe { birth: txn.seq(), refs: 0, policy, len });
+    for &stripe in stripes {
+        introduce(txn, stripe)?;
     }
     for &(off, len) in holes {
         let end = end_of(off, len)?;
@@ -94,6 +84,57 @@ pub(crate) fn commit<T: Tables>(
         inode.attr.ctime = txn.now;
     }
     Ok(txn.put_inode(inode))
+}
+
+/// A stripe that no record names yet.
+fn introduce<T: Tables>(txn: &mut Txn<'_, T>, (id, policy, len): (StripeId, Policy, u64)) -> Result<()> {
+    // A closed batch's unnamed ids are garbage already: their bytes may be gone.
+    if !is_open(txn, id.batch()) {
+        return Err(Error::new(Kind::Stale, "commit: stripe of a closed batch"));
+    }
+    if !(1..=STRIPE_BYTES_MAX as u64).contains(&len) {
+        return Err(Error::new(Kind::Invalid, "commit: length of a stripe"));
+    }
+    if txn.tables.get(&keys::stripe(id))?.is_some() || txn.tables.get(&keys::tombstone(id))?.is_some() {
+        return Err(Error::new(Kind::Invalid, "commit: stripe committed before"));
+    }
+    put_stripe(txn, id, Stripe { birth: txn.seq(), refs: 0, policy, len });
+    Ok(())
+}
+
+/// No lease is needed: whoever changed an extent since it was read wins.
+pub(crate) fn compact<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    ino: Ino,
+    (id, policy, len): (StripeId, Policy, u64),
+    extents: &[ExtentPut],
+) -> Result<()> {
+    check_kind(&txn.inode(ino)?)?;
+    introduce(txn, (id, policy, len))?;
+    let off = extents.first().map_or(0, |first| first.off);
+    let mut end = off;
+    for expected in extents {
+        if expected.off != end {
+            return Err(Error::new(Kind::Invalid, "compact: a gap"));
+        }
+        let found = txn.tables.get(&keys::extent(ino, expected.off))?;
+        let found = found.map(|bytes| ExtentRecord::decode(&bytes)).transpose()?;
+        let same = |found: ExtentRecord| {
+            (found.len, found.stripe, found.at) == (expected.len, expected.stripe, expected.at)
+        };
+        if !found.is_some_and(same) {
+            return Err(Error::new(Kind::Busy, "compact: an extent has changed"));
+        }
+        end = end_of(expected.off, expected.len)?;
+    }
+    if end - off != len {
+        return Err(Error::new(Kind::Invalid, "compact: not as long as the stripe"));
+    }
+    add_ref(txn, id)?;
+    cut(txn, ino, off, end)?;
+    let record = ExtentRecord { birth: txn.seq(), len, stripe: id, at: 0 };
+    txn.tables.put(keys::extent(ino, off), record.encode());
+    Ok(())
 }
 
 pub(crate) fn punch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, len: u64) -> Result<Attr> {

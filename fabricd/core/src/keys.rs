@@ -8,6 +8,8 @@ use kos_types::{Ino, JobId, Seq, SessionId, StripeId};
 pub const STATE: &[u8] = b"M";
 /// All of `S`: the stripes.
 pub const STRIPES: &[u8] = b"S";
+/// All of `E`: the extents.
+pub const EXTENTS: &[u8] = b"E";
 
 fn key(table: u8, fields: &[u64], tail: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(1 + fields.len() * 8 + tail.len());

@@ -208,6 +208,16 @@ pub enum Op {
         /// Modification time, or keep it.
         mtime: Option<Time>,
     },
+    /// Put a new stripe in the place of extents that are still exactly these. Neither the bytes of
+    /// the file nor a time of it change. Replies `Done`; `Busy` when an extent has changed.
+    Compact {
+        /// The file.
+        ino: Ino,
+        /// The stripe that this command introduces: id, policy, user bytes.
+        stripe: (StripeId, Policy, u64),
+        /// What it replaces: in order, without gaps, together as long as the stripe.
+        extents: Vec<ExtentPut>,
+    },
     /// Make a range a hole, without changing the size. Replies `Attr`.
     Punch {
         /// The file.

@@ -1,6 +1,7 @@
 //! What the state machine promises: the same as a simple model under random commands, and what the
 //! model is too small for. A failure of the random tests prints the seed that repeats it.
 
+mod compact;
 mod extents;
 mod fs;
 mod invariants;
