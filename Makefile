@@ -7,6 +7,8 @@ SHELL := /bin/bash
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/kosfs/target
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 PREFIX ?= /usr/local
+# mount(8) looks for helpers nowhere else.
+SBIN ?= /sbin
 
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 BIN := $(CARGO_TARGET_DIR)/release
@@ -58,6 +60,7 @@ build: deps toolchain
 
 install: build
 	$(SUDO) install -D -m 0755 -t "$(PREFIX)/bin" "$(BIN)/kos" "$(BIN)/fabricd"
+	$(SUDO) install -D -m 0755 "$(BIN)/mount-kosfs" "$(SBIN)/mount.kosfs"
 
 # Installed as well, so that the commands it ends with are on the PATH.
 run: install

@@ -9,6 +9,7 @@ mod compact;
 mod db;
 mod events;
 mod group;
+mod hub;
 mod jobs;
 mod node;
 mod rebuild;
@@ -23,6 +24,7 @@ mod tiers;
 mod worker;
 
 pub use events::Events;
+pub use hub::{Hub, Local, Session, Who};
 pub use jobs::{Runner, RunnerOptions};
 pub use node::{AccountUsage, Node, Options};
 pub use standing::Redundancy;

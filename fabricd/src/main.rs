@@ -2,6 +2,7 @@
 #![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 mod ctl;
+mod door;
 mod machine;
 mod view;
 
@@ -13,8 +14,10 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
-use fabricd::{Node, Options, Runner, RunnerOptions};
-use kos_fuse::MountOptions;
+use door::Door;
+use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
+use kos_fuse::{MountFlags, MountOptions, Mounted};
+use kos_rpc::Server;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -105,19 +108,36 @@ fn run(args: &Args) -> Result<()> {
     let version = env!("CARGO_PKG_VERSION");
     node.events().add("start", &format!("fabricd {version}, pid {}", std::process::id()));
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
-    let source = state.join("kos.sock").to_string_lossy().into_owned();
-    let options = MountOptions { dir: args.mount.clone(), source: source.clone(), threads, first: true };
+    let socket = state.join("kos.sock");
+    let source = socket.to_string_lossy().into_owned();
+    let options = MountOptions {
+        dir: args.mount.clone(),
+        source: source.clone(),
+        threads,
+        flags: MountFlags::empty(),
+        direct: false,
+        first: true,
+    };
+    let hub = Hub::new(Arc::clone(&node));
     let view = Arc::new(View {
         node: Arc::clone(&node),
+        hub: Arc::clone(&hub),
         state: args.state.clone(),
         mount: args.mount.to_string_lossy().into_owned(),
         source,
     });
-    let mounted = kos_fuse::mount(Arc::clone(&node), &options, view.control(), move || {
+    let mounted = kos_fuse::mount(hub.embed(), &options, view.control(), move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
     })?;
+    hub.set_local(Some(local(&mounted)));
 
+    // The node holds the lock of the state, so a socket that is there is a dead daemon's.
+    let door = Door { hub: Arc::clone(&hub), node: Arc::clone(&node), control: view.control() };
+    // Some filesystems have no sockets; the state on such a one has no other mounts.
+    let server = kos_rpc::serve(&socket, door)
+        .inspect_err(|e| node.events().add("socket", &format!("{e}; there can be no second mount")))
+        .ok();
     let runner = Runner::start(
         &node,
         RunnerOptions {
@@ -134,12 +154,16 @@ fn run(args: &Args) -> Result<()> {
     };
     // Before the mount goes: jobs stand in it.
     drop(runner);
+    // First, so that nothing comes in any more that would have to be flushed.
+    let stopped = server.map_or(Ok(()), Server::stop);
+    let served = served.and_then(|end| stopped.map(|()| end));
+    hub.set_local(None);
     // Also when serving failed: what programs wrote is kept.
     let unmounted = match &served {
         Ok(End::Unmounted) => mounted.finish(),
         Ok(End::Signal) | Err(_) => mounted.unmount(),
     };
-    drop(view);
+    drop((view, hub));
     let events = Arc::clone(node.events());
     if let Err(e) = &unmounted {
         events.add("lost", &format!("what was written and not fsynced may be lost: {e}"));
@@ -168,6 +192,12 @@ fn raise_files() -> Result<()> {
     }
     let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
     setrlimit(Resource::Nofile, raised).map_err(|e| Error::io("start: open files", &e.into()))
+}
+
+/// What the mount of this process does when there are others.
+fn local(mounted: &Mounted) -> Local {
+    let (recall, changes) = (mounted.recall(), mounted.recall());
+    Local { settle: Box::new(move || recall.settle()), changed: Box::new(move |ino| changes.changed(ino)) }
 }
 
 /// Tell of the mount until something ends it.

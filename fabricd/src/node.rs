@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
-use kos_core::{AsOf, job, policy, read};
+use kos_core::{AsOf, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Policy,
@@ -116,7 +116,7 @@ impl Node {
         std::fs::create_dir_all(first).map_err(|e| Error::io("open: state directory", &e))?;
         let events = Arc::new(Events::open(&first.join("log/events"))?);
         let db = Arc::new(Db::open(&first.join("meta"))?);
-        if kos_core::Tables::get(&*db, kos_core::keys::STATE)?.is_none() {
+        if Tables::get(&*db, keys::STATE)?.is_none() {
             // Without the index every shard would count as garbage.
             if let Some(place) = options.places().iter().find(|place| place.join("lock").exists()) {
                 let what = format!("{} holds shards, {} no metadata", place.display(), first.display());
@@ -316,12 +316,16 @@ impl Inner {
     }
 
     pub(crate) fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
-        let stripes = match &op {
-            Op::Commit { stripes, .. } => stripes.as_slice(),
-            Op::Compact { stripe, .. } => std::slice::from_ref(stripe),
+        // Its stripes are settled already.
+        if origin.seq > 0 && Tables::get(&*self.db, &keys::answer(origin.session, origin.seq))?.is_some() {
+            return self.propose_with(origin, op, Vec::new());
+        }
+        let settled = match &op {
+            Op::Commit { stripes, .. } => self.stripes.settle(stripes)?,
+            Op::Compact { stripe, .. } => self.stripes.settle(&[*stripe])?,
+            Op::Append { stripe, policy, len, .. } => self.stripes.settle(&[(*stripe, *policy, *len)])?,
             _ => return self.propose_with(origin, op, Vec::new()),
         };
-        let settled = self.stripes.settle(stripes)?;
         fault::at(fault::SETTLED).map_err(|e| Error::io("commit", &e))?;
         let reply = self.propose_with(origin, op, settled.records.clone());
         match &reply {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use fabricd::{MountStatus, Node, NodeStatus, Status};
+use fabricd::{Hub, MountStatus, Node, NodeStatus, Status};
 use kos_fuse::ControlFile;
 use kos_types::{Fabric, Result, limits};
 
@@ -18,6 +18,7 @@ const FULL_BYTES: u64 = limits::STRIPE_BYTES_MAX as u64;
 /// The daemon as its users see it.
 pub(crate) struct View {
     pub(crate) node: Arc<Node>,
+    pub(crate) hub: Arc<Hub>,
     pub(crate) state: Vec<PathBuf>,
     pub(crate) mount: String,
     pub(crate) source: String,
@@ -36,12 +37,7 @@ impl View {
         let redundancy = self.node.redundancy();
         Status {
             health: self.health(),
-            mounts: vec![MountStatus {
-                dir: self.mount.clone(),
-                source: self.source.clone(),
-                pid,
-                state: "mounted",
-            }],
+            mounts: self.mounts(pid),
             mount_source: self.source.clone(),
             nodes: vec![NodeStatus { id: 1, addr: String::new(), pid, state: "up" }],
             nodes_up: 1,
@@ -50,6 +46,14 @@ impl View {
             under_replicated_stripes: redundancy.under_replicated,
             under_spread_stripes: redundancy.under_spread,
         }
+    }
+
+    /// The daemon's own first.
+    fn mounts(&self, pid: u32) -> Vec<MountStatus> {
+        let status = |dir, source, pid| MountStatus { dir, source, pid, state: "mounted" };
+        let own = status(self.mount.clone(), self.source.clone(), pid);
+        let others = self.hub.others().into_iter().map(|who| status(who.dir, who.source, who.pid));
+        std::iter::once(own).chain(others).collect()
     }
 
     fn health(&self) -> &'static str {

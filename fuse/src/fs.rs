@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use kos_types::{
     Attr, Class, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result,
-    SetAttr, SetSize, Source, SpaceUsage, XattrMode, limits,
+    SetAttr, Source, SpaceUsage, XattrMode, limits,
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
@@ -19,6 +19,10 @@ use crate::known::Known;
 const DOT: u64 = 1;
 const DOTDOT: u64 = 2;
 const SUID_SGID: u32 = 0o6000;
+/// How long the kernel may answer from its caches while only this mount changes the tree: so this
+/// bounds only how old the block count of a file flushed in the background may be, and how long
+/// another mount waits for the caches to be empty.
+pub(crate) const TTL: Duration = Duration::from_secs(1);
 
 /// A file system call's target by name.
 pub(crate) type Name<'a> = (Ino, &'a [u8]);
@@ -66,6 +70,8 @@ pub(crate) struct Fs<F> {
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     known: Known,
+    /// No file's bytes stay in the page cache.
+    pub(crate) direct: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -102,7 +108,15 @@ impl<F: Fabric> Fs<F> {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             known: Known::default(),
+            direct: false,
         }
+    }
+
+    /// How long the kernel may answer for us. A program's setuid is never old: the kernel does not
+    /// look at its mode again after a write that cleared it.
+    pub(crate) fn ttl(&self, attr: &Attr) -> Duration {
+        let privileged = attr.kind == FileKind::File && attr.mode & SUID_SGID != 0;
+        if privileged || self.fabric.shared() { Duration::ZERO } else { TTL }
     }
 
     pub(crate) fn lookup(&self, (parent, name): Name<'_>) -> Result<Attr> {
@@ -367,19 +381,20 @@ impl<F: Fabric> Fs<F> {
         if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(Error::new(Kind::ReadOnly, "open: a snapshot is not changed"));
         }
-        // It may have gone since the kernel looked it up.
-        self.fabric.attr(ino)?;
-        Ok(self.opened(ino, flags))
+        self.opened(ino, flags)
     }
 
-    /// A handle for an inode that is known to be there.
-    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> (u64, Caching) {
+    /// A handle for a region; it may have gone since the kernel looked it up.
+    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
+        self.fabric.open(ino)?;
         let node = self.files.open(ino);
         // Also for O_DIRECT and O_APPEND: the kernel keeps those in step with its page cache
         // itself, which it does not do for a file whose reads and writes all come here (ADR 0010).
+        // With others about, that step is not ours alone: an append ends where the kernel does not know.
+        let caching = if self.direct || self.fabric.shared() { Caching::Direct } else { Caching::Keep };
         let handle = self.add_handle(Handle::File { ino, errors_seen: node.errors() });
         self.job_opened(ino, handle, flags);
-        (handle, Caching::Keep)
+        Ok((handle, caching))
     }
 
     fn add_handle(&self, handle: Handle) -> u64 {
@@ -393,6 +408,7 @@ impl<F: Fabric> Fs<F> {
         if let Some(Handle::File { ino, .. }) = gone {
             self.files.close(ino);
             self.job_released(ino, handle);
+            self.fabric.close(ino);
         }
     }
 
@@ -498,8 +514,8 @@ impl<F: Fabric> Fs<F> {
                     return Err(Error::new(Kind::NoSpace, "fallocate: more than the pool has free"));
                 }
                 if mode == Allocate::Extend && self.attr(ino)?.size < end {
-                    let set = SetAttr { size: Some(SetSize { size: end }), ..SetAttr::default() };
-                    self.files.set_attr(ino, set)?;
+                    // An empty hole at the end: never shorter than others make it meanwhile.
+                    self.files.punch(ino, end, 0, Some(end))?;
                 }
                 Ok(())
             }

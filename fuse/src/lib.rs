@@ -14,4 +14,4 @@ mod session;
 mod tests;
 
 pub use control::{ControlFile, WriteControl};
-pub use mount::{MountOptions, Mounted, mount};
+pub use mount::{MountFlags, MountOptions, Mounted, Recall, mount};

@@ -14,11 +14,12 @@ use std::time::Duration;
 
 use kos_types::{Error, Fabric, Ino, Kind, Result};
 use rustix::fs::{major, minor};
-use rustix::mount::{MountFlags, UnmountFlags, unmount};
+pub use rustix::mount::MountFlags;
+use rustix::mount::{UnmountFlags, unmount};
 
 use crate::control::ControlFile;
 use crate::file::Flusher;
-use crate::fs::Fs;
+use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
 use crate::session::{Caches, Fuser, Session};
 
@@ -26,6 +27,8 @@ const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
 const READAHEAD_KIB: u32 = 4096;
 
+/// An answer under way when sharing began may reach the kernel a little later.
+const SETTLE_MARGIN: Duration = Duration::from_millis(100);
 /// Far more than requests in flight take.
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// After so long somebody else must have the mount, too.
@@ -44,6 +47,11 @@ pub struct MountOptions {
     pub threads: usize,
     /// No other mount of the fabric can have files that are just being dropped into the jobs' tree.
     pub first: bool,
+    /// What mount(2) is told: read-only, no devices and the like.
+    pub flags: MountFlags,
+    /// Never keep a file's bytes in the page cache: for a mount that is not told of the changes
+    /// of others.
+    pub direct: bool,
 }
 
 /// A mount in this process.
@@ -53,9 +61,10 @@ pub struct Mounted {
     connection: u32,
     flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Fetch what mappings hold of open files.
-    write_back: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    write_back: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Drop what only the mount's users held.
     end: Box<dyn Fn() + Send + Sync>,
+    caches: Arc<dyn Caches>,
     /// Disconnected when the session has ended and holds the fabric no more.
     ended: Receiver<()>,
     _flusher: Flusher,
@@ -79,7 +88,9 @@ pub fn mount<F: Fabric + 'static>(
     control: Vec<ControlFile>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
-    let fs = Arc::new(Fs::new(fabric, control));
+    let mut fs = Fs::new(fabric, control);
+    fs.direct = options.direct;
+    let fs = Arc::new(fs);
     if options.first {
         fs.job_leftovers()?;
     }
@@ -90,7 +101,7 @@ pub fn mount<F: Fabric + 'static>(
         Error::io("mount: handshake with the kernel", &e)
     })?;
 
-    let caches = session.caches();
+    let caches: Arc<dyn Caches> = session.caches().into();
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.serve() {
@@ -109,8 +120,9 @@ pub fn mount<F: Fabric + 'static>(
     Ok(Mounted {
         dir: options.dir.clone(),
         connection: minor(dev),
-        write_back: Box::new({
+        write_back: Arc::new({
             let files = Arc::clone(&fs.files);
+            let caches = Arc::clone(&caches);
             move || write_back(&*caches, &files.open_files())
         }),
         end: Box::new({
@@ -118,6 +130,7 @@ pub fn mount<F: Fabric + 'static>(
             move || fs.end()
         }),
         flush: Arc::new(move || fs.flush_all()),
+        caches,
         ended: session_ended,
         _flusher: flusher,
         _answerer: answerer,
@@ -136,14 +149,8 @@ fn attach(options: &MountOptions) -> Result<OwnedFd> {
         device.as_raw_fd()
     );
     let data = CString::new(data).map_err(|_| Error::new(Kind::Invalid, "mount: options"))?;
-    rustix::mount::mount(
-        &options.source,
-        &options.dir,
-        "fuse.kosfs",
-        MountFlags::empty(),
-        Some(data.as_c_str()),
-    )
-    .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e.into()))?;
+    rustix::mount::mount(&options.source, &options.dir, "fuse.kosfs", options.flags, Some(data.as_c_str()))
+        .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e.into()))?;
     Ok(device.into())
 }
 
@@ -161,7 +168,50 @@ fn raise_readahead(dev: u64) -> io::Result<()> {
     fs::write(path, READAHEAD_KIB.to_string())
 }
 
+/// Takes back what a mount holds in memory, for others to change.
+#[derive(Clone)]
+pub struct Recall {
+    flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    write_back: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    caches: Arc<dyn Caches>,
+}
+
+impl fmt::Debug for Recall {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Recall").finish_non_exhaustive()
+    }
+}
+
+impl Recall {
+    /// With [`Fabric::shared`] in force already: write out what is buffered, and wait until no
+    /// name and no attribute is answered from the kernel's memory.
+    ///
+    /// # Errors
+    /// As [`Mounted::flush_all`].
+    pub fn settle(&self) -> Result<()> {
+        (self.write_back)()?;
+        (self.flush)()?;
+        thread::sleep(TTL + SETTLE_MARGIN);
+        Ok(())
+    }
+
+    /// The bytes of this inode are others now. Never called from a thread of the session: pages
+    /// that programs changed through mappings are written to the session before this returns.
+    pub fn changed(&self, ino: Ino) {
+        if let Err(e) = self.caches.drop_pages(ino) {
+            kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
+        }
+    }
+}
+
 impl Mounted {
+    /// What others need to share the fabric with this mount.
+    #[must_use]
+    pub fn recall(&self) -> Recall {
+        let (flush, write_back) = (Arc::clone(&self.flush), Arc::clone(&self.write_back));
+        Recall { flush, write_back, caches: Arc::clone(&self.caches) }
+    }
+
     /// Everything written so far is committed and on stable storage.
     ///
     /// # Errors

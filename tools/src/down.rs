@@ -37,6 +37,7 @@ pub(crate) fn run(args: &cli::Down) -> Outcome {
                 format!("; the data stays in {}", node.path.display())
             };
             say(format_args!("stopped (pid {}){stays}", daemon.pid));
+            name_other_mounts(&node);
             true
         }
         None => clean_leftovers(&node, None)?,
@@ -52,6 +53,22 @@ pub(crate) fn run(args: &cli::Down) -> Outcome {
         "not running: no daemon serves {}; start one: kos up",
         node.path.display()
     )))
+}
+
+/// Mounts of other processes stay: they wait for the next daemon, and then answer EIO until it comes.
+fn name_other_mounts(node: &State) {
+    let socket = node.path.join("kos.sock");
+    // What cannot be read is not told; nothing else depends on it.
+    for mount in mounts::table().unwrap_or_default().into_iter().filter(mounts::Mount::is_kosfs) {
+        let source = mounts::socket_of(&mount.source);
+        if source.is_some_and(|path| path == socket) {
+            say(format_args!(
+                "{} is still mounted from here: it waits for kos up; to end it, type: umount {}",
+                mount.point.display(),
+                cli::shell_word(mount.point.as_os_str())
+            ));
+        }
+    }
 }
 
 fn nothing_there(node: &State, wipe: bool) -> Outcome {

@@ -88,6 +88,14 @@ fn octal(text: &[u8]) -> Option<u8> {
     })
 }
 
+/// The socket that a mount's source names, with or without a subtree behind it; absolute, as far as it exists.
+pub(crate) fn socket_of(source: &str) -> Option<PathBuf> {
+    let end = source.rfind("kos.sock:/").map_or(source.len(), |at| at + "kos.sock".len());
+    let socket = Path::new(&source[..end]);
+    let dir = socket.parent()?.canonicalize().ok()?;
+    (socket.file_name()? == "kos.sock").then(|| dir.join("kos.sock"))
+}
+
 /// The absolute path of a mount point, symlinks followed, without ever asking the mounted filesystem itself.
 pub(crate) fn resolve(dir: &Path) -> io::Result<PathBuf> {
     let table = table()?;
@@ -161,6 +169,15 @@ nonsense
         assert_eq!(topmost(&table, Path::new("/kos")).map(|mount| mount.fstype.as_str()), Some("tmpfs"));
         assert_eq!(topmost(&table, Path::new("/")).map(|mount| mount.id), Some(22));
         assert_eq!(topmost(&table, Path::new("/kos/mem")), None);
+    }
+
+    #[test]
+    fn a_source_names_its_socket() {
+        let root = Some(PathBuf::from("/kos.sock"));
+        assert_eq!(socket_of("/kos.sock"), root);
+        assert_eq!(socket_of("/proc/../kos.sock:/mem/a:/b"), root);
+        assert_eq!(socket_of("/none/kos.sock"), None);
+        assert_eq!(socket_of("kosfs"), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::Ino;
 
 /// A point in time since the Unix epoch, to the nanosecond; `nanos` is below 10^9.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Time {
     /// Seconds, negative before 1970.
     pub secs: i64,
@@ -13,6 +14,7 @@ pub struct Time {
 
 /// The type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum FileKind {
     /// Regular file.
     File,
@@ -32,6 +34,7 @@ pub enum FileKind {
 
 /// The attributes of one inode.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Attr {
     /// Inode number.
     pub ino: Ino,
@@ -63,6 +66,7 @@ pub struct Attr {
 
 /// One entry of a directory listing.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Dirent {
     /// Position: entries are listed in its order and it never changes while the entry lives.
     pub cookie: u64,
@@ -74,6 +78,7 @@ pub struct Dirent {
 
 /// Space of the pool, in bytes of user data and in inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SpaceUsage {
     /// Size of the pool.
     pub bytes_total: u64,
@@ -85,6 +90,7 @@ pub struct SpaceUsage {
 
 /// A read-only tree of the past.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Snapshot {
     /// Its name under `snap/`.
     pub name: Vec<u8>,

@@ -4,6 +4,7 @@ use crate::{Attr, FileKind, Ino, Job, JobOp, Policy, SessionId, Snapshot, Stripe
 
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Cred {
     /// User.
     pub uid: u32,
@@ -13,6 +14,7 @@ pub struct Cred {
 
 /// On whose behalf a command is proposed. The default is the fabric itself, which never repeats one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Origin {
     /// The session, or 0 for the fabric itself.
     pub session: SessionId,
@@ -41,6 +43,7 @@ pub struct Command {
 
 /// A requested time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum TimeChange {
     /// The command's own time.
     Now,
@@ -50,6 +53,7 @@ pub enum TimeChange {
 
 /// A truncation or extension.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SetSize {
     /// The new size in bytes.
     pub size: u64,
@@ -57,6 +61,7 @@ pub struct SetSize {
 
 /// What setattr changes; `None` keeps.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SetAttr {
     /// Permission bits (07777).
     pub mode: Option<u32>,
@@ -77,6 +82,7 @@ pub struct SetAttr {
 
 /// rename(2)'s flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum RenameMode {
     /// Replace the target.
     Replace,
@@ -88,6 +94,7 @@ pub enum RenameMode {
 
 /// setxattr(2)'s flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum XattrMode {
     /// Create or replace.
     Any,
@@ -99,6 +106,7 @@ pub enum XattrMode {
 
 /// One range of a file that a commit points at a stripe.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExtentPut {
     /// First byte in the file.
     pub off: u64,
@@ -112,6 +120,7 @@ pub struct ExtentPut {
 
 /// A change of metadata.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Op {
     /// Create an inode and its first name. Replies `Attr`; `Exists` when the name is taken.
     Create {
@@ -218,6 +227,20 @@ pub enum Op {
         /// What it replaces: in order, without gaps, together as long as the stripe.
         extents: Vec<ExtentPut>,
     },
+    /// Make one written stripe visible at the end of a file, wherever that is by then. Replies
+    /// `Attr`.
+    Append {
+        /// The file.
+        ino: Ino,
+        /// The stripe, all of which is appended.
+        stripe: StripeId,
+        /// What it was written with.
+        policy: Policy,
+        /// Its user bytes.
+        len: u64,
+        /// Modification time.
+        mtime: Time,
+    },
     /// Make a range a hole, without changing the size. Replies `Attr`.
     Punch {
         /// The file.
@@ -302,6 +325,7 @@ pub enum Op {
 
 /// The answer to a command.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Reply {
     /// Nothing to say.
     Done,

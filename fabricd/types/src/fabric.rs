@@ -8,6 +8,7 @@ use crate::{
 
 /// Where the bytes of a range are.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Source {
     /// A hole: zeros.
     Hole,
@@ -17,6 +18,7 @@ pub enum Source {
 
 /// One range of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Extent {
     /// First byte in the file.
     pub off: u64,
@@ -28,6 +30,7 @@ pub struct Extent {
 
 /// The answer to "where are these bytes".
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct ExtentMap {
     /// The committed size of the file.
     pub size: u64,
@@ -182,6 +185,24 @@ pub trait Fabric: Send + Sync {
     /// `Io`.
     fn jobs_changed(&self, _seen: u64, _wait: Duration) -> Result<u64> {
         Err(no_jobs())
+    }
+
+    /// Somebody here uses the inode until [`Self::close`] is called as often: it lives so long
+    /// without a name.
+    ///
+    /// # Errors
+    /// `Stale`.
+    fn open(&self, ino: Ino) -> Result<()> {
+        self.attr(ino).map(drop)
+    }
+
+    /// The end of one [`Self::open`].
+    fn close(&self, _ino: Ino) {}
+
+    /// Whether others change the same tree at the moment: then nothing that was written may
+    /// wait in a buffer here, and nothing that was read may be answered from memory.
+    fn shared(&self) -> bool {
+        false
     }
 }
 

@@ -3,6 +3,7 @@
 /// Inode number: 10 bits reserved for a metadata group, 10 for a view (0 is the live tree, any
 /// other a snapshot), then 44 bits of number (ADR 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Ino(pub u64);
 
 /// Bits of an [`Ino`] that number the inode within its group.
@@ -30,6 +31,7 @@ pub const ROOT: Ino = Ino(2);
 /// Stripe number: the top 16 bits are reserved for a metadata group, then 28 bits of id batch
 /// and 20 bits of counter within the batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct StripeId(pub u64);
 
 /// Bits of a [`StripeId`] that count within one batch.
@@ -55,6 +57,7 @@ impl StripeId {
 /// One client's time with the fabric: what it holds ends with it. Never reused; 0 is the fabric
 /// itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct SessionId(pub u64);
 
 /// Sequence number of a commit, counted from 1 and never reused.

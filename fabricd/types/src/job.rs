@@ -13,10 +13,12 @@ pub const JOBS_REJECTED: Ino = Ino(10);
 
 /// Number of a job, counted from 1 and never reused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct JobId(pub u64);
 
 /// As whom a job runs: the process that created its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Submitter {
     /// User.
     pub uid: u32,
@@ -28,6 +30,7 @@ pub struct Submitter {
 
 /// Where a job is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum JobState {
     /// Accepted, and its file is still open for writing.
     New,
@@ -73,6 +76,7 @@ impl fmt::Display for JobState {
 
 /// The record of one job.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Job {
     /// Its number.
     pub id: JobId,
@@ -106,6 +110,7 @@ pub struct Job {
 
 /// A change of a job. Each replies `Job`, but for `Open`.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum JobOp {
     /// Make the jobs' tree where it is missing, and settle what the end of the node left behind.
     /// Replies `Done`.

@@ -6,6 +6,7 @@ use crate::{Error, Kind, Result};
 
 /// What an acked write survives; docs/SEMANTICS.md has the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Class {
     /// On stable storage of all shards' places before the commit.
     #[default]
@@ -28,6 +29,8 @@ impl fmt::Display for Class {
 
 /// `k` data shards and `m` parity shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", serde(try_from = "(u8, u8)", into = "(u8, u8)"))]
 pub struct Geometry {
     k: u8,
     m: u8,
@@ -66,6 +69,20 @@ impl Geometry {
     }
 }
 
+impl TryFrom<(u8, u8)> for Geometry {
+    type Error = Error;
+
+    fn try_from((k, m): (u8, u8)) -> Result<Self> {
+        Self::new(k, m)
+    }
+}
+
+impl From<Geometry> for (u8, u8) {
+    fn from(geometry: Geometry) -> Self {
+        (geometry.k, geometry.m)
+    }
+}
+
 impl fmt::Display for Geometry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}+{}", self.k, self.m)
@@ -74,6 +91,7 @@ impl fmt::Display for Geometry {
 
 /// Whether user bytes are compressed before they are coded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub enum Compress {
     /// With LZ4 where a sample looks as if it paid.
     #[default]
@@ -96,6 +114,7 @@ impl fmt::Display for Compress {
 
 /// What new stripes of an inode are written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Policy {
     /// Durability class.
     pub class: Class,

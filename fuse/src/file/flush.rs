@@ -21,12 +21,14 @@ struct Job<'a> {
 
 /// Flush `nodes`, which are in the order of their inodes and each there once. Answers the bytes
 /// that left memory and each file's error; what failed, or was not begun at the deadline, is dirty
-/// again.
+/// again, or dropped when the fabric is shared.
 pub(crate) fn flush<'a, F: Fabric>(
     fabric: &F,
     nodes: impl Iterator<Item = &'a Node>,
     deadline: Deadline,
 ) -> (usize, Vec<(&'a Node, Error)>) {
+    // With others about, bytes that come later than their writer was told would be over newer ones.
+    let keep = !fabric.shared();
     let mut jobs: Vec<Job<'a>> = Vec::new();
     let mut failed = Vec::new();
     let mut gone = 0;
@@ -42,7 +44,7 @@ pub(crate) fn flush<'a, F: Fabric>(
         match fabric.policy(node.ino()) {
             Ok(policy) => jobs.push(Job { node, taken, policy, _turn: turn }),
             Err(e) => {
-                gone += settle(fabric, node, &taken, Err(e.clone()));
+                gone += settle(fabric, node, &taken, Err(e.clone()), keep);
                 report(fabric, node, &e);
                 failed.push((node, e));
             }
@@ -52,10 +54,14 @@ pub(crate) fn flush<'a, F: Fabric>(
         let policy = first.policy;
         let (same, other) = jobs.into_iter().partition(|job| job.policy == policy);
         jobs = other;
-        let results = write(fabric, policy, &same, deadline);
+        let mut results = write(fabric, policy, &same, deadline);
+        // A daemon that was started anew has lost stripes that nothing names yet.
+        if !keep && results.iter().any(is_stale) {
+            results = write(fabric, policy, &same, deadline);
+        }
         for (job, result) in same.into_iter().zip(results) {
             let error = result.as_ref().err().cloned();
-            gone += settle(fabric, job.node, &job.taken, result);
+            gone += settle(fabric, job.node, &job.taken, result, keep);
             if let Some(e) = error {
                 report(fabric, job.node, &e);
                 failed.push((job.node, e));
@@ -65,8 +71,8 @@ pub(crate) fn flush<'a, F: Fabric>(
     (gone, failed)
 }
 
-fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>) -> usize {
-    let gone = node.settle(taken, result);
+fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>, keep: bool) -> usize {
+    let gone = node.settle(taken, result, keep);
     fabric.release(node.ino(), gone as u64);
     gone
 }
@@ -77,6 +83,10 @@ fn report<F: Fabric>(fabric: &F, node: &Node, e: &Error) {
         let what = format!("inode {}: {e}; its bytes stay in memory and are tried again", node.ino().0);
         fabric.report("unflushed", &what);
     }
+}
+
+pub(super) fn is_stale<T>(result: &Result<T>) -> bool {
+    result.as_ref().is_err_and(|e| e.kind() == Kind::Stale)
 }
 
 /// Write and commit files of one policy; an answer for each.

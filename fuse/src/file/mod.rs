@@ -142,12 +142,26 @@ impl<F: Fabric> Files<F> {
             // buffered nothing, or programs that try again would fill the memory.
             self.flush_node(&node)?;
         }
+        let failed_before = node.errors();
         self.reserve(ino, off, data.len() as u64)?;
+        if off.is_none() && self.fabric.shared() {
+            let appended = node.append(&*self.fabric, data, self.deadline());
+            self.fabric.release(ino, data.len() as u64);
+            return appended;
+        }
         let written = node.write(&*self.fabric, off, data);
         let grown = *written.as_ref().unwrap_or(&0);
         self.fabric.release(ino, (data.len() - grown) as u64);
         written?;
         self.dirty.fetch_add(grown, Ordering::Relaxed);
+        // Asked after the bytes are in the buffer: whoever begins to share flushes what it finds.
+        if self.fabric.shared() {
+            self.flush_node(&node)?;
+            if node.errors() > failed_before {
+                // Another writer's flush may have had these bytes, and has dropped them.
+                return Err(Error::new(Kind::Io, "write: a flush beside it failed"));
+            }
+        }
         Ok(())
     }
 

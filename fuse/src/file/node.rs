@@ -7,6 +7,7 @@ use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetS
 
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
+use super::flush::is_stale;
 
 /// Times a read starts anew because a flush or another commit got in between.
 const READ_TRIES: usize = 16;
@@ -127,6 +128,24 @@ impl Node {
         Ok(state.dirty.bytes() - before)
     }
 
+    /// Write at the end of the file, wherever others have brought it, past the buffer.
+    pub(crate) fn append<F: Fabric>(&self, fabric: &F, data: &[u8], deadline: Deadline) -> Result<()> {
+        let _no_flush = self.turn(deadline)?;
+        let policy = fabric.policy(self.ino)?;
+        let (ino, len, mtime) = (self.ino, data.len() as u64, now());
+        let append = || {
+            let stripe = fabric.write_stripe(policy, data)?;
+            fabric.propose(Op::Append { ino, stripe, policy, len, mtime })
+        };
+        let mut done = append();
+        if is_stale(&done) {
+            done = append();
+        }
+        attr_of(done?)?;
+        self.state().flushes += 1;
+        Ok(())
+    }
+
     /// At most `len` bytes from `off` on; fewer only at the end of the file.
     pub(crate) fn read<F: Fabric>(
         &self,
@@ -185,8 +204,9 @@ impl Node {
         Some(Taken { dirty: Arc::clone(&state.flushing), size: state.size, mtime: state.mtime })
     }
 
-    /// End a flush, under the same lock. Answers the bytes that left memory.
-    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>) -> usize {
+    /// End a flush, under the same lock; after an error `keep` the bytes. Answers those that left
+    /// memory.
+    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>, keep: bool) -> usize {
         let mut state = self.state();
         state.flushing = Arc::default();
         let bytes = taken.dirty.bytes();
@@ -199,6 +219,15 @@ impl Node {
                 bytes
             }
             Err(_) if state.dropped => bytes,
+            Err(e) if !keep => {
+                state.flushes += 1;
+                state.errors += 1;
+                state.error = Some(e);
+                if state.dirty.is_empty() {
+                    (state.size, state.mtime) = (None, None);
+                }
+                bytes
+            }
             Err(e) => {
                 // Kept, under what was written since; a later flush tries again.
                 let both = bytes + state.dirty.bytes();
@@ -250,18 +279,23 @@ impl Node {
     ) -> Result<usize> {
         let _no_flush = self.turn(deadline)?;
         let mut state = self.state();
-        attr_of(fabric.propose(Op::Punch { ino: self.ino, off, len })?)?;
+        // The size in the same command: another mount may make the file longer meanwhile.
+        let change = match size_min {
+            None => Op::Punch { ino: self.ino, off, len },
+            Some(size_min) => Op::Commit {
+                ino: self.ino,
+                stripes: Vec::new(),
+                holes: vec![(off, len)],
+                extents: Vec::new(),
+                size_min,
+                mtime: Some(now()),
+            },
+        };
+        attr_of(fabric.propose(change)?)?;
         state.flushes += 1;
         let before = state.dirty.bytes();
         state.dirty.remove(off, off.saturating_add(len));
         state.mtime = None;
-        let size = overlay(&state, fabric.attr(self.ino)?).size;
-        if let Some(longer) = size_min.filter(|&min| min > size) {
-            let set = SetAttr { size: Some(SetSize { size: longer }), ..SetAttr::default() };
-            // Committed bytes may be fewer than buffered ones, but both end below `longer`.
-            attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
-            state.size = None;
-        }
         clean_if_empty(&mut state);
         Ok(before - state.dirty.bytes())
     }

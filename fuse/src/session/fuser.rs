@@ -24,9 +24,6 @@ use super::{Caches, Session};
 use crate::fs::{Allocate, Caching, Fs};
 use crate::jobs::{Caller, names_ttl};
 
-/// How long the kernel may answer from its caches. Only this mount changes the tree, so this
-/// bounds only how old the block count of a file flushed in the background may be.
-const TTL: Duration = Duration::from_secs(1);
 /// Bytes of one request; larger ones save little (docs: limits).
 const MAX_WRITE: u32 = 1 << 20;
 /// Requests the kernel may have in flight in the background.
@@ -81,12 +78,6 @@ impl Caches for Kernel {
 
 /// What the kernel asks.
 struct Requests<F>(Arc<Fs<F>>);
-
-/// A program's setuid is never old: the kernel does not look at its mode again after a write that
-/// cleared it.
-const fn ttl(attr: &Attr) -> Duration {
-    if matches!(attr.kind, FileKind::File) && attr.mode & 0o6000 != 0 { Duration::ZERO } else { TTL }
-}
 
 fn errno(e: &Error) -> Errno {
     if e.kind() == Kind::Io {
@@ -177,7 +168,7 @@ fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: INodeNo, result: Resu
     match result {
         Ok(attr) => {
             fs.told(attr.ino);
-            reply.entry(&names_ttl(ino(parent), ttl(&attr)), &file_attr(&attr), Generation(0));
+            reply.entry(&names_ttl(ino(parent), fs.ttl(&attr)), &file_attr(&attr), Generation(0));
         }
         Err(e) => reply.error(errno(&e)),
     }
@@ -197,9 +188,9 @@ fn data(reply: ReplyData, result: Result<Vec<u8>, Error>) {
     }
 }
 
-fn attributes(reply: ReplyAttr, result: Result<Attr, Error>) {
+fn attributes<F: Fabric>(fs: &Fs<F>, reply: ReplyAttr, result: Result<Attr, Error>) {
     match result {
-        Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
+        Ok(attr) => reply.attr(&fs.ttl(&attr), &file_attr(&attr)),
         Err(e) => reply.error(errno(&e)),
     }
 }
@@ -249,7 +240,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        attributes(reply, self.0.attr(ino(node)));
+        attributes(&self.0, reply, self.0.attr(ino(node)));
     }
 
     fn setattr(
@@ -279,7 +270,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             mtime: mtime.map(time_change),
             kill_suidgid: false,
         };
-        attributes(reply, self.0.set_attr(ino(node), set, req.uid()));
+        attributes(&self.0, reply, self.0.set_attr(ino(node), set, req.uid()));
     }
 
     fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
@@ -385,18 +376,20 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         reply: ReplyCreate,
     ) {
         let bits = (mode & 0o7777, umask, 0);
-        match self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, caller(req), b"") {
-            Ok(attr) => {
-                let (handle, caching) = self.0.opened(attr.ino, flags);
+        let created = self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, caller(req), b"");
+        match created.and_then(|attr| Ok((self.0.opened(attr.ino, flags)?, attr))) {
+            Ok(((handle, caching), attr)) => {
                 self.0.told(attr.ino);
                 reply.created(
-                    &names_ttl(ino(parent), ttl(&attr)),
+                    &names_ttl(ino(parent), self.0.ttl(&attr)),
                     &file_attr(&attr),
                     Generation(0),
                     FileHandle(handle),
                     open_flags(caching),
                 );
             }
+            // Through another mount, since the kernel looked: it looks again, and checks who may open.
+            Err(e) if e.kind() == Kind::Exists && flags & libc::O_EXCL == 0 => reply.error(Errno::ESTALE),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -506,7 +499,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         let result = self.0.list(ino(node), offset, |entry| {
             let name = OsStr::from_bytes(&entry.name);
             let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
-            let ttl = names_ttl(parent, ttl(&entry.attr));
+            let ttl = names_ttl(parent, self.0.ttl(&entry.attr));
             let full = reply.add(node, entry.cookie, name, &ttl, &attr, Generation(0));
             // The kernel counts each entry as a lookup, but for these two.
             if !full && name != "." && name != ".." {

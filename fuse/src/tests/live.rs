@@ -16,7 +16,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::model::Model;
-use crate::{MountOptions, Mounted, mount};
+use crate::{MountFlags, MountOptions, Mounted, mount};
 
 /// The directory that the serving process mounts, and by how many threads it is served.
 const DIR: &str = "KOS_FUSE_TEST_MOUNT";
@@ -110,7 +110,14 @@ impl Drop for Live {
 
 fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
     let threads = std::env::var(THREADS).expect("threads").parse().expect("a number");
-    let options = MountOptions { dir: dir.into(), source: "model".into(), threads, first: true };
+    let options = MountOptions {
+        dir: dir.into(),
+        source: "model".into(),
+        threads,
+        flags: MountFlags::empty(),
+        direct: false,
+        first: true,
+    };
     mount(Arc::clone(model), &options, Vec::new(), || ()).expect("mounts")
 }
 

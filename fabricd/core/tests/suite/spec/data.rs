@@ -93,7 +93,7 @@ impl Spec {
         self.written(to.0)
     }
 
-    fn file(&mut self, ino: Ino) -> Result<&mut Node> {
+    pub(super) fn file(&mut self, ino: Ino) -> Result<&mut Node> {
         let node = self.node_mut(ino)?;
         match node.attr.kind {
             FileKind::File => Ok(node),

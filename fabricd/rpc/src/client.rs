@@ -1,0 +1,517 @@
+//! The asking end: a fabric whose other half is behind a socket, and may be away for a while.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fmt;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kos_types::{
+    Attr, Dirent, Error, ExtentMap, Fabric, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot,
+    SpaceUsage, StripeId, Time,
+};
+
+use crate::frame::{self, MAGIC};
+use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
+use crate::message::{
+    Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
+};
+use crate::socket;
+
+/// Between tries to connect.
+const CONNECT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Whom a client asks, and as whom.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The socket.
+    pub socket: PathBuf,
+    /// Where the fabric is shown: for those who look at the server.
+    pub dir: String,
+    /// What mount(8) shows as the source there.
+    pub source: String,
+    /// How long a request waits for a server that is away.
+    pub patience: Duration,
+}
+
+/// The fabric behind a socket.
+pub struct Client {
+    options: Options,
+    number: ClientId,
+    /// Birth of the root and the session, as first met.
+    first: OnceLock<(Time, Claim)>,
+    pool: Mutex<Pool>,
+    returned: Condvar,
+    /// Opens that the server knows of, to be told again to one that has forgotten.
+    held: Mutex<HashMap<Ino, u32>>,
+    proposals: Mutex<Proposals>,
+}
+
+/// Numbers of proposals, from 1.
+#[derive(Default)]
+struct Proposals {
+    last: u64,
+    /// Those without an answer yet.
+    waiting: BTreeSet<u64>,
+}
+
+#[derive(Default)]
+struct Pool {
+    idle: Vec<UnixStream>,
+    /// Idle ones, and those in use.
+    open: usize,
+}
+
+/// How a connection ended in the middle of a request.
+enum Lost {
+    /// The server never had it whole.
+    Unsent(io::Error),
+    /// It may or may not have been done.
+    Unanswered(io::Error),
+}
+
+/// Why a connection was not made.
+enum Refused {
+    /// A server may come, or get room.
+    ForNow(String),
+    ForGood(Error),
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("options", &self.options).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn away(why: impl fmt::Display) -> Error {
+    Error::new(Kind::Io, why.to_string())
+}
+
+fn unexpected(answer: &Answer) -> Error {
+    Error::new(Kind::Io, format!("rpc: unexpected answer {answer:?}"))
+}
+
+impl Client {
+    /// Connect, waiting for a server for at most `wait`.
+    ///
+    /// # Errors
+    /// `Io` when nobody answers; `NotPermitted`.
+    pub fn connect(options: Options, wait: Duration) -> Result<Self> {
+        let mut random = [0; 16];
+        let urandom = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random));
+        urandom.map_err(|e| Error::io("session number", &e))?;
+        let client = Self {
+            options,
+            number: ClientId(u128::from_le_bytes(random)),
+            first: OnceLock::new(),
+            pool: Mutex::default(),
+            returned: Condvar::new(),
+            held: Mutex::default(),
+            proposals: Mutex::default(),
+        };
+        client.lend(Instant::now() + wait)?.give_back();
+        Ok(client)
+    }
+
+    /// The server's control files.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn control_files(&self) -> Result<Vec<ControlInfo>> {
+        match self.ask(&Request::ControlFiles)? {
+            Answer::ControlFiles(files) => Ok(files),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Contents of one.
+    ///
+    /// # Errors
+    /// `NotFound`, `Io`.
+    pub fn control(&self, path: &str) -> Result<Vec<u8>> {
+        self.bytes(&Request::Control(path.to_owned()))
+    }
+
+    /// Write to one.
+    ///
+    /// # Errors
+    /// As the file says; `Io`.
+    pub fn write_control(&self, path: &str, bytes: &[u8]) -> Result<()> {
+        self.ask(&Request::WriteControl(path.to_owned(), bytes.to_vec())).map(drop)
+    }
+
+    fn ask(&self, request: &Request) -> Result<Answer> {
+        self.exchange(request, b"", &mut [], self.options.patience)
+    }
+
+    fn bytes(&self, request: &Request) -> Result<Vec<u8>> {
+        match self.ask(request)? {
+            Answer::Bytes(bytes) => Ok(bytes),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn attributes(&self, request: &Request) -> Result<Attr> {
+        match self.ask(request)? {
+            Answer::Attr(attr) => Ok(attr),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    /// Ask until it is answered, as often as that is safe and for as long as is allowed.
+    fn exchange(&self, request: &Request, data: &[u8], out: &mut [u8], patience: Duration) -> Result<Answer> {
+        let message = encode(request)?;
+        if message.len() > crate::limits::MESSAGE_BYTES_MAX {
+            return Err(Error::new(Kind::TooLarge, "rpc: the request is too long"));
+        }
+        let until = Instant::now() + patience;
+        loop {
+            let connection = self.lend(until)?;
+            let Some(stream) = &connection.stream else { return Err(away("a connection without a socket")) };
+            match talk(stream, &message, data, out) {
+                Ok(answer) => {
+                    connection.give_back();
+                    return answer.map_err(|(kind, step)| Error::new(kind, step));
+                }
+                Err(lost) => {
+                    drop(connection);
+                    // The others of the same server are gone too; those that are not cost nothing.
+                    self.hang_up();
+                    let (Lost::Unsent(e) | Lost::Unanswered(e)) = &lost;
+                    // One that is only late may be under way still: not beside itself.
+                    let over = matches!(&lost, Lost::Unanswered(e) if !frame::is_late(e));
+                    let again = matches!(lost, Lost::Unsent(_)) || over && request.repeatable();
+                    if !again {
+                        return Err(away(format!(
+                            "the daemon went away ({e}): it may have been done or not"
+                        )));
+                    }
+                    if Instant::now() > until {
+                        return Err(away(format!("the daemon does not answer: {e}")));
+                    }
+                }
+            }
+        }
+    }
+
+    fn hang_up(&self) {
+        let mut pool = lock(&self.pool);
+        pool.open -= pool.idle.len();
+        pool.idle.clear();
+    }
+
+    fn lend(&self, until: Instant) -> Result<Lent<'_>> {
+        let mut pool = lock(&self.pool);
+        loop {
+            if let Some(stream) = pool.idle.pop() {
+                return Ok(Lent { client: self, stream: Some(stream) });
+            }
+            if pool.open < CLIENT_CONNECTIONS_MAX {
+                pool.open += 1;
+                break;
+            }
+            if Instant::now() > until + ANSWER_DEADLINE {
+                return Err(Error::new(Kind::TimedOut, "rpc: every connection is in use"));
+            }
+            pool =
+                self.returned.wait_timeout(pool, ANSWER_DEADLINE).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        drop(pool);
+        self.connect_until(until).map(|stream| Lent { client: self, stream: Some(stream) }).inspect_err(
+            |_| {
+                lock(&self.pool).open -= 1;
+                self.returned.notify_one();
+            },
+        )
+    }
+
+    fn connect_until(&self, until: Instant) -> Result<UnixStream> {
+        loop {
+            match self.connect_once() {
+                Ok(stream) => return Ok(stream),
+                Err(Refused::ForGood(e)) => return Err(e),
+                Err(Refused::ForNow(why)) if Instant::now() + CONNECT_PAUSE > until => {
+                    let socket = self.options.socket.display();
+                    return Err(away(format!("no daemon answers at {socket} ({why}); start it: kos up")));
+                }
+                Err(Refused::ForNow(_)) => thread::sleep(CONNECT_PAUSE),
+            }
+        }
+    }
+
+    fn connect_once(&self) -> std::result::Result<UnixStream, Refused> {
+        let for_now = |e: io::Error| Refused::ForNow(e.to_string());
+        let mut stream = socket::connect(&self.options.socket).map_err(|e| match e.kind() {
+            ErrorKind::PermissionDenied => {
+                Refused::ForGood(Error::new(Kind::NotPermitted, "only root may connect"))
+            }
+            _ => for_now(e),
+        })?;
+        stream.set_write_timeout(Some(FRAME_DEADLINE)).map_err(for_now)?;
+        stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(for_now)?;
+        let hello = Hello {
+            client: self.number,
+            claim: self.first.get().map(|(_, claim)| *claim),
+            dir: self.options.dir.clone(),
+            source: self.options.source.clone(),
+        };
+        let hello = encode(&hello).map_err(Refused::ForGood)?;
+        // A server without room has its answer ready and listens to nothing.
+        let said = stream.write_all(&MAGIC).and_then(|()| frame::send(&stream, &hello, b""));
+        let mut magic = [0; MAGIC.len()];
+        frame::fill(&stream, &mut magic, Instant::now() + FRAME_DEADLINE).map_err(for_now)?;
+        if magic != MAGIC {
+            let other = String::from_utf8_lossy(&magic).trim().to_owned();
+            let why = format!("the daemon speaks {other:?}, this program kosfs/1: use those of one version");
+            return Err(Refused::ForGood(Error::new(Kind::Unsupported, why)));
+        }
+        let mut message = Vec::new();
+        let welcome = match frame::receive(&stream, &mut message) {
+            Ok(Some(_)) => {
+                decode::<std::result::Result<Welcome, (Kind, String)>>(&message).map_err(Refused::ForGood)?
+            }
+            Ok(None) => return Err(Refused::ForNow("it closed the connection".to_owned())),
+            Err(e) => return Err(for_now(e)),
+        };
+        let welcome = welcome.map_err(|(kind, why)| match kind {
+            Kind::NotPermitted | Kind::Invalid => Refused::ForGood(Error::new(kind, why)),
+            _ => Refused::ForNow(why),
+        })?;
+        said.map_err(for_now)?;
+        if self.first.get_or_init(|| (welcome.born, welcome.claim)).0 != welcome.born {
+            let why = "another filesystem is behind the socket now: unmount, and mount that one";
+            return Err(Refused::ForGood(Error::new(Kind::Io, why)));
+        }
+        if welcome.fresh {
+            self.open_again(&stream).map_err(Refused::ForNow)?;
+        }
+        Ok(stream)
+    }
+
+    /// Tell a server that knows nothing of it what is open here.
+    fn open_again(&self, stream: &UnixStream) -> std::result::Result<(), String> {
+        let held: Vec<(Ino, u32)> = lock(&self.held).iter().map(|(&ino, &times)| (ino, times)).collect();
+        for (ino, times) in held {
+            let request = encode(&Request::Open(ino, times)).map_err(|e| e.to_string())?;
+            match talk(stream, &request, b"", &mut []) {
+                // An inode that is gone answers so when it is used.
+                Ok(_) => {}
+                Err(Lost::Unsent(e) | Lost::Unanswered(e)) => return Err(e.to_string()),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// One request and its answer.
+fn talk(
+    stream: &UnixStream,
+    message: &[u8],
+    data: &[u8],
+    out: &mut [u8],
+) -> std::result::Result<Outcome, Lost> {
+    frame::send(stream, message, data).map_err(Lost::Unsent)?;
+    let mut answer = Vec::new();
+    let header = match frame::receive(stream, &mut answer) {
+        Ok(Some(header)) => header,
+        Ok(None) => return Err(Lost::Unanswered(ErrorKind::UnexpectedEof.into())),
+        Err(e) => return Err(Lost::Unanswered(e)),
+    };
+    let broken = |why: String| Lost::Unanswered(io::Error::new(ErrorKind::InvalidData, why));
+    let outcome: Outcome = decode(&answer).map_err(|e| broken(e.to_string()))?;
+    let expected = if outcome == Ok(Answer::Data) { out.len() } else { 0 };
+    if header.data != expected {
+        return Err(broken(format!("{} bytes where {expected} were asked for", header.data)));
+    }
+    frame::fill(stream, &mut out[..expected], Instant::now() + FRAME_DEADLINE).map_err(Lost::Unanswered)?;
+    Ok(outcome)
+}
+
+/// A connection while it is in use; dropped, it is closed.
+struct Lent<'a> {
+    client: &'a Client,
+    stream: Option<UnixStream>,
+}
+
+impl Lent<'_> {
+    /// It works: for the next request.
+    fn give_back(mut self) {
+        let stream = self.stream.take();
+        let mut pool = lock(&self.client.pool);
+        pool.open += 1;
+        pool.idle.extend(stream);
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        lock(&self.client.pool).open -= 1;
+        self.client.returned.notify_one();
+    }
+}
+
+impl Fabric for Client {
+    fn propose(&self, op: Op) -> Result<Reply> {
+        let (seq, answered) = {
+            let mut proposals = lock(&self.proposals);
+            proposals.last += 1;
+            let seq = proposals.last;
+            proposals.waiting.insert(seq);
+            (seq, proposals.waiting.first().map_or(0, |first| first - 1))
+        };
+        let answer = self.ask(&Request::Propose { seq, answered, op });
+        // Answered or given up: it is not asked for again.
+        lock(&self.proposals).waiting.remove(&seq);
+        match answer? {
+            Answer::Reply(reply) => Ok(reply),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.attributes(&Request::Lookup(parent, name.to_vec()))
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        self.attributes(&Request::Attr(ino))
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Ino> {
+        match self.ask(&Request::Parent(dir))? {
+            Answer::Ino(ino) => Ok(ino),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
+        let max = u32::try_from(max).unwrap_or(u32::MAX);
+        match self.ask(&Request::List { dir, after, max })? {
+            Answer::Entries(entries) => Ok(entries),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.bytes(&Request::Readlink(ino))
+    }
+
+    fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.bytes(&Request::Xattr(ino, name.to_vec()))
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        match self.ask(&Request::Xattrs(ino))? {
+            Answer::Names(names) => Ok(names),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn policy(&self, ino: Ino) -> Result<Policy> {
+        match self.ask(&Request::Policy(ino))? {
+            Answer::Policy(policy) => Ok(policy),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
+        match self.ask(&Request::Extents { ino, off, len })? {
+            Answer::Extents(map) => Ok(map),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
+        match self.exchange(&Request::WriteStripe(policy), data, &mut [], self.options.patience)? {
+            Answer::Stripe(id) => Ok(id),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
+        let len = u32::try_from(out.len()).map_err(|_| Error::new(Kind::Invalid, "read: too long"))?;
+        match self.exchange(&Request::ReadStripe { stripe, at, len }, b"", out, self.options.patience)? {
+            Answer::Data => Ok(()),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        match self.ask(&Request::Snapshots)? {
+            Answer::Snapshots(snapshots) => Ok(snapshots),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
+        self.ask(&Request::Reserve { ino, bytes, grows }).map(drop)
+    }
+
+    /// Nothing is held for a mount that does not buffer.
+    fn release(&self, _ino: Ino, _bytes: u64) {}
+
+    fn sync(&self) -> Result<()> {
+        self.ask(&Request::Sync).map(drop)
+    }
+
+    fn usage(&self) -> Result<SpaceUsage> {
+        match self.ask(&Request::Usage)? {
+            Answer::Usage(usage) => Ok(usage),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn job(&self, id: JobId) -> Result<Job> {
+        match self.ask(&Request::Job(id))? {
+            Answer::Job(job) => Ok(job),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn job_spec(&self, id: JobId) -> Result<Vec<u8>> {
+        self.bytes(&Request::JobSpec(id))
+    }
+
+    fn job_of(&self, dir: Ino) -> Result<Option<JobId>> {
+        match self.ask(&Request::JobOf(dir))? {
+            Answer::JobOf(job) => Ok(job),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn jobs_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
+        match self.ask(&Request::JobsChanged { seen, wait })? {
+            Answer::Count(count) => Ok(count),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn open(&self, ino: Ino) -> Result<()> {
+        self.ask(&Request::Open(ino, 1))?;
+        *lock(&self.held).entry(ino).or_default() += 1;
+        Ok(())
+    }
+
+    fn close(&self, ino: Ino) {
+        let mut held = lock(&self.held);
+        if let Some(times) = held.get_mut(&ino) {
+            *times -= 1;
+            if *times == 0 {
+                held.remove(&ino);
+            }
+        }
+        drop(held);
+        // A server that is away has forgotten it anyway, and is told only what is still open.
+        drop(self.exchange(&Request::Close(ino), b"", &mut [], Duration::ZERO));
+    }
+
+    fn shared(&self) -> bool {
+        true
+    }
+}

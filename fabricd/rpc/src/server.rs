@@ -1,0 +1,374 @@
+//! The serving end: a thread for each connection, bounded in number, memory and time.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::io::{self, ErrorKind, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kos_types::limits::LIST_ENTRIES_MAX;
+use kos_types::{Error, Fabric, Kind, Op, ROOT, Reply, Result};
+use rustix::net::{Shutdown, sockopt::socket_peercred};
+
+use crate::frame::{self, MAGIC};
+use crate::limits::{ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE};
+use crate::message::{
+    Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
+};
+use crate::socket;
+
+/// Between tries to accept when the process has no file left for a connection.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between looks whether the last requests have ended.
+const STOP_PAUSE: Duration = Duration::from_millis(2);
+
+/// Who joins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// Its process.
+    pub pid: u32,
+    /// Where it shows the fabric.
+    pub dir: String,
+    /// What mount(8) shows as the source there.
+    pub source: String,
+}
+
+/// A fabric as one client has it.
+pub trait Numbered: Fabric + 'static {
+    /// The session whose proposals are numbered.
+    fn claim(&self) -> Claim;
+
+    /// [`Fabric::propose`], done once for each number; the client has the answers of all numbers up
+    /// to `answered`.
+    ///
+    /// # Errors
+    /// As `propose`; `Fenced` when the session is no more.
+    fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply>;
+}
+
+/// What stands behind a server.
+pub trait Host: Send + Sync + 'static {
+    /// Dropped when the client's last connection is gone.
+    type Session: Numbered;
+
+    /// Let a client in, with the session it has or with a new one.
+    ///
+    /// # Errors
+    /// `Busy` when there are too many.
+    fn join(&self, peer: &Peer, claim: Option<Claim>) -> Result<Arc<Self::Session>>;
+
+    /// The control files.
+    fn control_files(&self) -> Vec<ControlInfo>;
+
+    /// Contents of a control file.
+    ///
+    /// # Errors
+    /// `NotFound`.
+    fn control(&self, path: &str) -> Result<Vec<u8>>;
+
+    /// Do what a write to a control file says.
+    ///
+    /// # Errors
+    /// As the file says.
+    fn write_control(&self, path: &str, bytes: &[u8]) -> Result<()>;
+}
+
+struct Shared<H: Host> {
+    host: H,
+    stopping: Arc<AtomicBool>,
+    sessions: Mutex<HashMap<ClientId, Weak<H::Session>>>,
+    connections: Mutex<Vec<(UnixStream, JoinHandle<()>)>>,
+}
+
+/// A listening server; it stops when this is dropped.
+pub struct Server {
+    path: PathBuf,
+    listener: Arc<UnixListener>,
+    stopping: Arc<AtomicBool>,
+    end_connections: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").field("path", &self.path).finish_non_exhaustive()
+    }
+}
+
+/// Serve `host` at the socket `path`, in the place of whatever is there: the caller knows that no
+/// other server lives. Only root and the caller's own user are let in.
+///
+/// # Errors
+/// `Io` when the socket cannot be made.
+pub fn serve<H: Host>(path: &Path, host: H) -> Result<Server> {
+    let failed = |e: io::Error| Error::io(&format!("listen at {}", path.display()), &e);
+    let listener = Arc::new(socket::listen(path).map_err(failed)?);
+    let stopping = Arc::new(AtomicBool::new(false));
+    let shared = Arc::new(Shared {
+        host,
+        stopping: Arc::clone(&stopping),
+        sessions: Mutex::default(),
+        connections: Mutex::default(),
+    });
+    let (accepting, accepts) = (Arc::clone(&shared), Arc::clone(&listener));
+    let acceptor = thread::Builder::new()
+        .name("rpc-accept".into())
+        .spawn(move || accept(&accepting, &accepts))
+        .map_err(failed)?;
+    let end_connections = Box::new(move || shared.end_connections());
+    let path = path.to_path_buf();
+    Ok(Server { path, listener, stopping, end_connections, acceptor: Some(acceptor) })
+}
+
+impl Server {
+    /// Answer what has been asked, let nobody ask more, and take the socket away.
+    ///
+    /// # Errors
+    /// `TimedOut` when a request does not end.
+    pub fn stop(mut self) -> Result<()> {
+        self.end()
+    }
+
+    fn end(&mut self) -> Result<()> {
+        let Some(acceptor) = self.acceptor.take() else { return Ok(()) };
+        let removed = std::fs::remove_file(&self.path);
+        self.stopping.store(true, Ordering::SeqCst);
+        // Wakes the acceptor.
+        let woken = rustix::net::shutdown(&*self.listener, Shutdown::Both);
+        woken.map_err(|e| Error::io("stop listening", &e.into()))?;
+        if acceptor.join().is_err() {
+            return Err(Error::new(Kind::Io, "stop listening: the acceptor panicked"));
+        }
+        (self.end_connections)()?;
+        removed.map_err(|e| Error::io("remove the socket", &e))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if let Err(e) = self.end() {
+            kos_types::log!("kos-rpc: {e}");
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn accept<H: Host>(shared: &Arc<Shared<H>>, listener: &UnixListener) {
+    loop {
+        let stream = loop {
+            match listener.accept() {
+                Ok((stream, _)) => break stream,
+                Err(_) if shared.stopping.load(Ordering::SeqCst) => return,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => {
+                    kos_types::log!("kos-rpc: accept: {e}; tried again");
+                    thread::sleep(ACCEPT_PAUSE);
+                }
+            }
+        };
+        if shared.stopping.load(Ordering::SeqCst) {
+            return;
+        }
+        if let Err(e) = admit(shared, stream) {
+            kos_types::log!("kos-rpc: a connection was refused: {e}");
+        }
+    }
+}
+
+/// Let a connection in, or tell it why not.
+fn admit<H: Host>(shared: &Arc<Shared<H>>, stream: UnixStream) -> Result<()> {
+    let failed = |e: io::Error| Error::io("connection", &e);
+    stream.set_read_timeout(Some(FRAME_DEADLINE)).map_err(failed)?;
+    stream.set_write_timeout(Some(FRAME_DEADLINE)).map_err(failed)?;
+    let peer = socket_peercred(&stream).map_err(|e| failed(e.into()))?;
+    let known = peer.uid.is_root() || peer.uid == rustix::process::geteuid();
+    // The list holds threads to their very end, so that none outlives a stop.
+    let mut connections = lock(&shared.connections);
+    connections.retain(|(_, thread)| !thread.is_finished());
+    let refused = if !known {
+        // A mount speaks for all users, so a user's own process may not.
+        Some(Error::new(Kind::NotPermitted, format!("uid {} is not root", peer.uid.as_raw())))
+    } else if connections.len() >= CONNECTIONS_MAX {
+        Some(Error::new(Kind::Busy, format!("all {CONNECTIONS_MAX} connections are in use")))
+    } else {
+        None
+    };
+    if let Some(e) = refused {
+        welcome(&stream, Err(&e)).map_err(failed)?;
+        return Err(e);
+    }
+    let pid = peer.pid.as_raw_nonzero().get().unsigned_abs();
+    let (own, for_stop) = (Arc::clone(shared), stream.try_clone().map_err(failed)?);
+    let run = move || {
+        let _closing = Closing(&stream);
+        if let Err(e) = converse(&own, &stream, pid) {
+            kos_types::log!("kos-rpc: the connection of process {pid} ended: {e}");
+        }
+    };
+    let thread = thread::Builder::new().name("rpc".into()).spawn(run).map_err(failed)?;
+    connections.push((for_stop, thread));
+    Ok(())
+}
+
+/// Tells the other end, also after a panic: the server's list holds the socket open for longer.
+struct Closing<'a>(&'a UnixStream);
+
+impl Drop for Closing<'_> {
+    fn drop(&mut self) {
+        // It may have closed first.
+        drop(self.0.shutdown(std::net::Shutdown::Both));
+    }
+}
+
+impl<H: Host> Shared<H> {
+    /// Ask every connection to end after its present request, and wait for that.
+    fn end_connections(&self) -> Result<()> {
+        let until = Instant::now() + ANSWER_DEADLINE;
+        for (stream, thread) in lock(&self.connections).drain(..) {
+            // What has been sent is still read. It may have ended by itself.
+            drop(stream.shutdown(std::net::Shutdown::Read));
+            while !thread.is_finished() {
+                if Instant::now() > until {
+                    return Err(Error::new(Kind::TimedOut, "stop serving: a request does not end"));
+                }
+                thread::sleep(STOP_PAUSE);
+            }
+        }
+        Ok(())
+    }
+
+    /// The session of a client, and whether it began now.
+    fn session(&self, hello: Hello, pid: u32) -> Result<(Arc<H::Session>, bool)> {
+        if hello.dir.len() + hello.source.len() > ABOUT_BYTES_MAX {
+            return Err(Error::new(Kind::Invalid, "hello: names too long"));
+        }
+        let mut sessions = lock(&self.sessions);
+        sessions.retain(|_, session| session.strong_count() > 0);
+        if let Some(session) = sessions.get(&hello.client).and_then(Weak::upgrade) {
+            return Ok((session, false));
+        }
+        let session = self.host.join(&Peer { pid, dir: hello.dir, source: hello.source }, hello.claim)?;
+        sessions.insert(hello.client, Arc::downgrade(&session));
+        Ok((session, true))
+    }
+}
+
+fn welcome(mut stream: &UnixStream, answer: std::result::Result<Welcome, &Error>) -> io::Result<()> {
+    let answer = answer.map_err(|e| (e.kind(), e.to_string()));
+    stream.write_all(&MAGIC)?;
+    frame::send(stream, &encode(&answer).map_err(io::Error::other)?, b"")
+}
+
+/// Serve one connection to its end.
+fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::Result<()> {
+    let mut message = Vec::new();
+    let mut magic = MAGIC;
+    match frame::fill(stream, &mut magic, Instant::now() + FRAME_DEADLINE) {
+        // It said nothing: a look whether somebody listens.
+        Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(()),
+        other => other?,
+    }
+    if magic != MAGIC {
+        (&*stream).write_all(&MAGIC)?;
+        return Err(io::Error::new(ErrorKind::InvalidData, "it speaks another protocol"));
+    }
+    let Some(_) = frame::receive(stream, &mut message)? else { return Ok(()) };
+    let joined = decode::<Hello>(&message).and_then(|hello| {
+        let (session, fresh) = shared.session(hello, pid)?;
+        Ok((Welcome { fresh, claim: session.claim(), born: session.attr(ROOT)?.btime }, session))
+    });
+    let session = match joined {
+        Ok((words, session)) => {
+            welcome(stream, Ok(words))?;
+            session
+        }
+        Err(e) => {
+            welcome(stream, Err(&e))?;
+            return Err(io::Error::other(e));
+        }
+    };
+    let mut data = Vec::new();
+    loop {
+        let header = match frame::receive(stream, &mut message) {
+            Ok(Some(header)) => header,
+            Ok(None) => return Ok(()),
+            // Nothing to do.
+            Err(e) if frame::is_late(&e) => continue,
+            Err(e) => return Err(e),
+        };
+        data.resize(header.data, 0);
+        frame::fill(stream, &mut data, Instant::now() + FRAME_DEADLINE)?;
+        let answer = decode(&message).and_then(|request| answer(&shared.host, &*session, request, &mut data));
+        // Only an answer of its own kind has bytes behind it.
+        if answer != Ok(Answer::Data) {
+            data.clear();
+        }
+        let outcome: Outcome = answer.map_err(|e| (e.kind(), e.to_string()));
+        frame::send(stream, &encode(&outcome).map_err(io::Error::other)?, &data)?;
+    }
+}
+
+fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut Vec<u8>) -> Result<Answer> {
+    Ok(match request {
+        Request::Propose { seq, answered, op } => Answer::Reply(session.propose_numbered(seq, answered, op)?),
+        Request::Lookup(parent, name) => Answer::Attr(session.lookup(parent, &name)?),
+        Request::Attr(ino) => Answer::Attr(session.attr(ino)?),
+        Request::Parent(dir) => Answer::Ino(session.parent(dir)?),
+        Request::List { dir, after, max } => {
+            Answer::Entries(session.list(dir, after, (max as usize).min(LIST_ENTRIES_MAX))?)
+        }
+        Request::Readlink(ino) => Answer::Bytes(session.readlink(ino)?),
+        Request::Xattr(ino, name) => Answer::Bytes(session.xattr(ino, &name)?),
+        Request::Xattrs(ino) => Answer::Names(session.xattrs(ino)?),
+        Request::Policy(ino) => Answer::Policy(session.policy(ino)?),
+        Request::Extents { ino, off, len } => Answer::Extents(session.extents(ino, off, len)?),
+        Request::WriteStripe(policy) => Answer::Stripe(session.write_stripe(policy, data)?),
+        Request::ReadStripe { stripe, at, len } => {
+            let len = len as usize;
+            if len > DATA_BYTES_MAX {
+                return Err(Error::new(Kind::Invalid, "read: longer than a stripe"));
+            }
+            data.resize(len, 0);
+            session.read_stripe(stripe, at, data)?;
+            Answer::Data
+        }
+        Request::Reserve { ino, bytes, grows } => {
+            session.reserve(ino, bytes, grows)?;
+            // Its bytes come at once, or its connection has gone.
+            session.release(ino, bytes);
+            Answer::Done
+        }
+        Request::Sync => session.sync().map(|()| Answer::Done)?,
+        Request::Usage => Answer::Usage(session.usage()?),
+        Request::Open(ino, times) => {
+            for _ in 0..times {
+                session.open(ino)?;
+            }
+            Answer::Done
+        }
+        Request::Close(ino) => {
+            session.close(ino);
+            Answer::Done
+        }
+        Request::Snapshots => Answer::Snapshots(session.snapshots()?),
+        Request::Job(id) => Answer::Job(session.job(id)?),
+        Request::JobSpec(id) => Answer::Bytes(session.job_spec(id)?),
+        Request::JobOf(dir) => Answer::JobOf(session.job_of(dir)?),
+        Request::JobsChanged { seen, wait } => {
+            Answer::Count(session.jobs_changed(seen, wait.min(FRAME_DEADLINE))?)
+        }
+        Request::ControlFiles => Answer::ControlFiles(host.control_files()),
+        Request::Control(path) => Answer::Bytes(host.control(&path)?),
+        Request::WriteControl(path, bytes) => {
+            host.write_control(&path, &bytes)?;
+            Answer::Done
+        }
+    })
+}

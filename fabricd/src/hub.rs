@@ -1,0 +1,381 @@
+//! Who uses one fabric: the mount of this process and those behind the socket. It holds what dies
+//! with them: which files they have open, and what must not wait in a buffer because others look.
+//!
+//! Until there are leases, several mounts are kept right by the plainest rule: while there is a
+//! second one, nobody buffers (docs/adr/0060).
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fmt;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use kos_rpc::{Claim, Numbered};
+use kos_types::{
+    Attr, Dirent, Error, ExtentMap, Fabric, Ino, Job, JobId, JobOp, Kind, Op, Origin, Policy, Reply, Result,
+    SessionId, Snapshot, SpaceUsage, StripeId,
+};
+
+use crate::Node;
+
+/// Mounts behind the socket at once.
+const SESSIONS_MAX: usize = 16;
+
+/// What stat shows of one that joined.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Who {
+    /// Its process.
+    pub pid: u32,
+    /// Where it is mounted.
+    pub dir: String,
+    /// From where.
+    pub source: String,
+}
+
+/// What the mount in this process does when others come.
+pub struct Local {
+    /// Write out what is buffered, and return when nothing older is answered from memory.
+    /// [`Fabric::shared`] holds already.
+    pub settle: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Somebody else has changed the bytes of this inode.
+    pub changed: Box<dyn Fn(Ino) + Send + Sync>,
+}
+
+impl fmt::Debug for Local {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Local").finish_non_exhaustive()
+    }
+}
+
+#[derive(Default)]
+struct Table {
+    last: u64,
+    /// The mount of this process is not among them.
+    others: BTreeMap<u64, Who>,
+    /// How often each session has an inode open.
+    opens: HashMap<Ino, BTreeMap<u64, u32>>,
+    /// Without a name, and dropped when nobody has it open.
+    orphans: HashSet<Ino>,
+}
+
+/// The sessions of one fabric.
+pub struct Hub {
+    node: Arc<Node>,
+    table: Mutex<Table>,
+    others: AtomicUsize,
+    /// One joins at a time: the first one changes what all do.
+    joining: Mutex<()>,
+    local: Mutex<Option<Arc<Local>>>,
+}
+
+impl fmt::Debug for Hub {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hub").finish_non_exhaustive()
+    }
+}
+
+/// The fabric as one mount has it; what the mount held goes when this is dropped.
+pub struct Session {
+    hub: Arc<Hub>,
+    number: u64,
+    /// As whom it proposes; the mount in this process as the node itself.
+    origin: Origin,
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session").field("number", &self.number).finish_non_exhaustive()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Hub {
+    /// Nobody has joined yet.
+    #[must_use]
+    pub fn new(node: Arc<Node>) -> Arc<Self> {
+        Arc::new(Self {
+            node,
+            table: Mutex::default(),
+            others: AtomicUsize::new(0),
+            joining: Mutex::default(),
+            local: Mutex::default(),
+        })
+    }
+
+    /// The session of the mount in this process.
+    #[must_use]
+    pub fn embed(self: &Arc<Self>) -> Arc<Session> {
+        Arc::new(Session { hub: Arc::clone(self), number: self.number(), origin: Origin::default() })
+    }
+
+    /// What that mount does when others come; without one there is nothing to do.
+    pub fn set_local(&self, local: Option<Local>) {
+        *lock(&self.local) = local.map(Arc::new);
+    }
+
+    /// Let another one in, with the session it has of an earlier time or with a new one. It returns
+    /// when the others know.
+    ///
+    /// # Errors
+    /// `Busy` when there are too many; what the local mount could not write out.
+    pub fn join(self: &Arc<Self>, who: Who, claim: Option<Claim>) -> Result<Arc<Session>> {
+        let _one_at_a_time = lock(&self.joining);
+        let others = self.others.load(Ordering::SeqCst);
+        if others >= SESSIONS_MAX {
+            return Err(Error::new(
+                Kind::Busy,
+                format!("all {SESSIONS_MAX} mounts of the socket are in use"),
+            ));
+        }
+        let Claim { session, epoch } = claim.map_or_else(|| self.new_session(), Ok)?;
+        if session == SessionId::default() {
+            return Err(Error::new(Kind::Invalid, "join: session 0 is the node's own"));
+        }
+        let origin = Origin { session, epoch, ..Origin::default() };
+        // From here on a new buffer is written out by its own writer.
+        self.others.store(others + 1, Ordering::SeqCst);
+        let local = lock(&self.local).clone();
+        if others == 0
+            && let Some(local) = local
+            && let Err(e) = (local.settle)()
+        {
+            self.others.store(others, Ordering::SeqCst);
+            return Err(e);
+        }
+        let number = self.number();
+        lock(&self.table).others.insert(number, who);
+        Ok(Arc::new(Session { hub: Arc::clone(self), number, origin }))
+    }
+
+    fn new_session(&self) -> Result<Claim> {
+        match self.node.propose(Op::OpenSession)? {
+            Reply::Session(session, epoch) => Ok(Claim { session, epoch }),
+            other => Err(Error::new(Kind::Io, format!("open session: {other:?}"))),
+        }
+    }
+
+    /// Those that joined and are there.
+    #[must_use]
+    pub fn others(&self) -> Vec<Who> {
+        lock(&self.table).others.values().cloned().collect()
+    }
+
+    fn number(&self) -> u64 {
+        let mut table = lock(&self.table);
+        table.last += 1;
+        table.last
+    }
+
+    /// Drop an inode without a name as soon as nobody has it open.
+    fn reap(&self, ino: Ino) -> Result<Reply> {
+        // Held to the end: an open that comes meanwhile finds it gone.
+        let mut table = lock(&self.table);
+        if table.opens.contains_key(&ino) {
+            table.orphans.insert(ino);
+            return Ok(Reply::Done);
+        }
+        self.node.propose(Op::Reap { ino })
+    }
+
+    fn close(&self, session: u64, ino: Ino, times: u32) {
+        let mut table = lock(&self.table);
+        let Some(opens) = table.opens.get_mut(&ino) else { return };
+        if let Some(own) = opens.get_mut(&session) {
+            *own = own.saturating_sub(times);
+            if *own == 0 {
+                opens.remove(&session);
+            }
+        }
+        if opens.is_empty() {
+            table.opens.remove(&ino);
+            if table.orphans.remove(&ino)
+                && let Err(e) = self.node.propose(Op::Reap { ino })
+            {
+                kos_types::log!("fabricd: dropping inode {}: {e}; the next start does it", ino.0);
+            }
+        }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let held: Vec<Ino> = {
+            let mut table = lock(&self.hub.table);
+            table.others.remove(&self.number);
+            let own = table.opens.iter().filter(|(_, sessions)| sessions.contains_key(&self.number));
+            own.map(|(&ino, _)| ino).collect()
+        };
+        for ino in held {
+            self.hub.close(self.number, ino, u32::MAX);
+        }
+        if self.is_remote() {
+            self.hub.others.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// What only the node itself proposes: it would take the ground from under the others.
+const fn is_internal(op: &Op) -> bool {
+    matches!(
+        op,
+        Op::OpenBatch
+            | Op::Collected { .. }
+            | Op::OpenSession
+            | Op::EndSession { .. }
+            | Op::ForgetSession { .. }
+            | Op::FenceSession { .. }
+            | Op::Fence { .. }
+            | Op::Prune { .. }
+            | Op::Job(JobOp::Open | JobOp::Start { .. } | JobOp::End { .. })
+    )
+}
+
+/// The inode whose bytes a change replaces.
+const fn rewritten(op: &Op) -> Option<Ino> {
+    match op {
+        Op::SetAttr { ino, .. }
+        | Op::Commit { ino, .. }
+        | Op::Append { ino, .. }
+        | Op::Punch { ino, .. }
+        | Op::Clone { to: ino, .. } => Some(*ino),
+        _ => None,
+    }
+}
+
+impl Session {
+    fn is_remote(&self) -> bool {
+        self.origin.session != SessionId::default()
+    }
+}
+
+impl Numbered for Session {
+    fn claim(&self) -> Claim {
+        Claim { session: self.origin.session, epoch: self.origin.epoch }
+    }
+
+    fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply> {
+        if let Op::Reap { ino } = op {
+            return self.hub.reap(ino);
+        }
+        if self.is_remote() && is_internal(&op) {
+            return Err(Error::new(Kind::NotPermitted, "propose: a change that only the node makes"));
+        }
+        let rewritten = rewritten(&op).filter(|_| self.is_remote());
+        let reply = self.hub.node.propose_as(Origin { seq, answered, ..self.origin }, op)?;
+        if let Some(ino) = rewritten {
+            let local = lock(&self.hub.local).clone();
+            if let Some(local) = local {
+                // Before the answer: whoever hears of the change from its maker sees it.
+                (local.changed)(ino);
+            }
+        }
+        Ok(reply)
+    }
+}
+
+impl Fabric for Session {
+    fn propose(&self, op: Op) -> Result<Reply> {
+        self.propose_numbered(0, 0, op)
+    }
+
+    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
+        self.hub.node.lookup(parent, name)
+    }
+
+    fn attr(&self, ino: Ino) -> Result<Attr> {
+        self.hub.node.attr(ino)
+    }
+
+    fn parent(&self, dir: Ino) -> Result<Ino> {
+        self.hub.node.parent(dir)
+    }
+
+    fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
+        self.hub.node.list(dir, after, max)
+    }
+
+    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
+        self.hub.node.readlink(ino)
+    }
+
+    fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
+        self.hub.node.xattr(ino, name)
+    }
+
+    fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
+        self.hub.node.xattrs(ino)
+    }
+
+    fn policy(&self, ino: Ino) -> Result<Policy> {
+        self.hub.node.policy(ino)
+    }
+
+    fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
+        self.hub.node.extents(ino, off, len)
+    }
+
+    fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
+        self.hub.node.write_stripe(policy, data)
+    }
+
+    fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
+        self.hub.node.read_stripe(stripe, at, out)
+    }
+
+    fn snapshots(&self) -> Result<Vec<Snapshot>> {
+        self.hub.node.snapshots()
+    }
+
+    fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
+        self.hub.node.reserve(ino, bytes, grows)
+    }
+
+    fn release(&self, ino: Ino, bytes: u64) {
+        self.hub.node.release(ino, bytes);
+    }
+
+    fn report(&self, kind: &'static str, text: &str) {
+        self.hub.node.report(kind, text);
+    }
+
+    fn sync(&self) -> Result<()> {
+        self.hub.node.sync()
+    }
+
+    fn usage(&self) -> Result<SpaceUsage> {
+        self.hub.node.usage()
+    }
+
+    fn job(&self, id: JobId) -> Result<Job> {
+        self.hub.node.job(id)
+    }
+
+    fn job_spec(&self, id: JobId) -> Result<Vec<u8>> {
+        self.hub.node.job_spec(id)
+    }
+
+    fn job_of(&self, dir: Ino) -> Result<Option<JobId>> {
+        self.hub.node.job_of(dir)
+    }
+
+    fn jobs_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
+        self.hub.node.jobs_changed(seen, wait)
+    }
+
+    fn open(&self, ino: Ino) -> Result<()> {
+        *lock(&self.hub.table).opens.entry(ino).or_default().entry(self.number).or_default() += 1;
+        // Looked at when it is known to be open: from then on it stays.
+        self.hub.node.attr(ino).map(drop).inspect_err(|_| self.hub.close(self.number, ino, 1))
+    }
+
+    fn close(&self, ino: Ino) {
+        self.hub.close(self.number, ino, 1);
+    }
+
+    fn shared(&self) -> bool {
+        self.hub.others.load(Ordering::SeqCst) > 0
+    }
+}

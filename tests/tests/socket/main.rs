@@ -1,0 +1,6 @@
+//! Mounts of a second process, through STATE/kos.sock.
+
+mod life;
+mod refusals;
+mod second;
+mod together;

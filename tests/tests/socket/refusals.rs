@@ -1,0 +1,145 @@
+//! What the helper and the socket refuse, and that refusing hurts nobody else.
+
+use std::fs::{self, Permissions};
+use std::io::{Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+use std::time::Duration;
+
+use kos_tests::{Daemon, Rng, binary, wait_for};
+
+use crate::second::*;
+
+const MAGIC: &[u8; 8] = b"kosfs/1\n";
+const CONNECTIONS_MAX: usize = 64;
+const NOBODY: u32 = 65534;
+
+#[test]
+fn the_helper_refuses_by_name() {
+    let mut daemon = Daemon::start();
+    let place = Second::place();
+    let good = source(&daemon, "");
+    for (from, options, code, name) in [
+        (good.as_str(), "rw,subvol=x", 1, "subvol=x"),
+        (&good, "remount,ro", 1, "remount"),
+        (&good, "timeout=soon", 1, "timeout="),
+        ("host:/mem", "rw", 1, "needs the cluster"),
+        ("one,two:7000/", "rw", 1, "needs the cluster"),
+        ("/dev/sda1", "rw", 1, "STATE/kos.sock"),
+        ("/nowhere/kos.sock", "rw", 32, "kos up"),
+    ] {
+        let (status, said) = place.run(from, options);
+        assert_eq!((status, said.contains(name)), (Some(code), true), "{from} {options}: {said}");
+    }
+    let helper = || Command::new(binary("mount-kosfs"));
+    let (code, said) = run(helper().arg(&good).arg("/no/such/directory"));
+    assert_eq!((code, said.contains("/no/such/directory")), (Some(32), true), "{said}");
+    // Where nobody may start it.
+    let open = tempfile::tempdir().expect("temporary directory");
+    fs::set_permissions(open.path(), Permissions::from_mode(0o755)).expect("chmod");
+    let copy = open.path().join("mount.kosfs");
+    fs::copy(binary("mount-kosfs"), &copy).expect("copy");
+    let (code, said) = run(Command::new(copy).arg(&good).arg(place.dir()).uid(NOBODY).current_dir("/"));
+    assert_eq!((code, said.contains("sudo")), (Some(1), true), "{said}");
+    let (code, said) = run(helper().arg(&good).arg(place.dir()).arg("-f"));
+    assert_eq!((code, said.as_str()), (Some(0), ""), "only checked");
+    assert!(!kos_tests::is_mounted(place.dir()));
+    daemon.stop();
+    assert!(!daemon.state().join("kos.sock").exists(), "taken away in order");
+}
+
+#[test]
+fn the_socket_is_for_root() {
+    let mut daemon = Daemon::start();
+    let socket = daemon.state().join("kos.sock");
+    let meta = fs::metadata(&socket).expect("socket");
+    assert!(meta.file_type().is_socket());
+    assert_eq!(meta.permissions().mode() & 0o777, 0o600);
+    // Also where the file's mode would let them in.
+    fs::set_permissions(&socket, Permissions::from_mode(0o666)).expect("chmod");
+    for dir in socket.ancestors().skip(1).take(2) {
+        fs::set_permissions(dir, Permissions::from_mode(0o755)).expect("chmod");
+    }
+    let said = std::thread::spawn(move || {
+        become_nobody();
+        say_hello(&UnixStream::connect(socket).expect("connects"))
+    });
+    let said = said.join().expect("thread");
+    assert!(said.contains("is not root"), "{said:?}");
+    daemon.stop();
+}
+
+/// This thread alone.
+#[expect(unsafe_code, reason = "glibc changes the user of all threads, the system call that of one")]
+fn become_nobody() {
+    // SAFETY: it takes numbers and touches no memory.
+    let done = unsafe { libc::syscall(libc::SYS_setresuid, NOBODY, NOBODY, NOBODY) };
+    assert_eq!(done, 0, "setresuid");
+}
+
+/// Greet as a client does; all that is said until the other end closes or waits.
+fn say_hello(mut stream: &UnixStream) -> String {
+    stream.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
+    // A server that refuses may have closed already.
+    let _refused = stream.write_all(MAGIC);
+    let mut said = vec![0; 512];
+    let mut have = 0;
+    while let Ok(count @ 1..) = stream.read(&mut said[have..]) {
+        have += count;
+    }
+    String::from_utf8_lossy(&said[..have]).into_owned()
+}
+
+#[test]
+fn garbage_hurts_nobody_else() {
+    let mut daemon = Daemon::start();
+    let second = Second::mount(&daemon);
+    let seed = std::env::var("KOS_SEED").map_or(7, |seed| seed.parse().expect("KOS_SEED"));
+    println!("KOS_SEED={seed}");
+    let mut rng = Rng::new(seed);
+    for round in 0..200_u64 {
+        let mut stream = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
+        if rng.below(4) > 0 {
+            stream.write_all(MAGIC).expect("write");
+        }
+        let len = rng.below(64) as usize;
+        let mut frame = rng.bytes(len);
+        if rng.below(2) == 0 {
+            // A frame whose lengths are right.
+            let header = [(len as u32).to_le_bytes(), 0_u32.to_le_bytes()].concat();
+            frame.splice(0..0, header);
+        }
+        // It may have been closed at the first wrong byte.
+        let _refused = stream.write_all(&frame);
+        drop(stream);
+        if round % 50 == 0 {
+            fs::write(second.mem().join("file"), round.to_string()).expect("write");
+            assert_eq!(fs::read(daemon.mem().join("file")).expect("read"), round.to_string().into_bytes());
+        }
+    }
+    let mut other = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
+    other.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("write");
+    let mut said = [0; 8];
+    other.read_exact(&mut said).expect("it says what it speaks");
+    assert_eq!(&said, MAGIC);
+    daemon.stop();
+}
+
+#[test]
+fn connections_are_bounded_and_come_back() {
+    let mut daemon = Daemon::start();
+    let socket = daemon.state().join("kos.sock");
+    let idle: Vec<_> = (0..CONNECTIONS_MAX).map(|_| UnixStream::connect(&socket).expect("connect")).collect();
+    wait_for("the bound", || {
+        let extra = UnixStream::connect(&socket).expect("connect");
+        say_hello(&extra).contains("in use")
+    });
+    let (code, said) = Second::place().run(&source(&daemon, ""), "rw");
+    assert_eq!((code, said.contains("in use")), (Some(32), true), "{said}");
+    drop(idle);
+    let second = Second::mount(&daemon);
+    assert!(second.mem().exists());
+    daemon.stop();
+}

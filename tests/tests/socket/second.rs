@@ -1,0 +1,106 @@
+//! A second mount of a test's daemon.
+
+use std::fs;
+use std::io::{Read, Seek};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use kos_tests::{Daemon, binary, is_mounted, wait_for};
+use rustix::mount::{UnmountFlags, unmount};
+use tempfile::TempDir;
+
+/// For one call of the helper.
+const DEADLINE: Duration = Duration::from_secs(120);
+
+/// Unmounted when dropped.
+pub(crate) struct Second {
+    root: TempDir,
+}
+
+impl Second {
+    /// Where something may be mounted.
+    pub(crate) fn place() -> Self {
+        Self { root: tempfile::Builder::new().prefix("kos-second").tempdir().expect("temporary directory") }
+    }
+
+    /// Mount a daemon's tree.
+    pub(crate) fn mount(daemon: &Daemon) -> Self {
+        Self::mount_with(daemon, "", "rw")
+    }
+
+    pub(crate) fn mount_with(daemon: &Daemon, subtree: &str, options: &str) -> Self {
+        let second = Self::place();
+        let (code, said) = second.run(&source(daemon, subtree), options);
+        assert_eq!((code, said.as_str()), (Some(0), ""));
+        second
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.root.path()
+    }
+
+    pub(crate) fn mem(&self) -> PathBuf {
+        self.dir().join("mem")
+    }
+
+    /// The helper on this place: its exit code and what it said.
+    pub(crate) fn run(&self, source: &str, options: &str) -> (Option<i32>, String) {
+        run(Command::new(binary("mount-kosfs")).arg(source).arg(self.dir()).args(["-o", options]))
+    }
+
+    /// umount(8), as users do.
+    pub(crate) fn umount(&self, lazy: bool) {
+        let (code, said) = run(Command::new("umount").args(lazy.then_some("-l")).arg(self.dir()));
+        assert_eq!((code, said.as_str()), (Some(0), ""));
+        assert!(!is_mounted(self.dir()));
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        while is_mounted(self.dir()) {
+            if unmount(self.dir(), UnmountFlags::DETACH).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+pub(crate) fn source(daemon: &Daemon, subtree: &str) -> String {
+    format!("{}{subtree}", daemon.state().join("kos.sock").display())
+}
+
+/// Mounts that the daemon knows of.
+pub(crate) fn mounts_known(daemon: &Daemon) -> Vec<String> {
+    let text = fs::read(daemon.state().join("status.json")).expect("status");
+    let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
+    let dirs = status["mounts"].as_array().expect("mounts").iter().map(|mount| mount["dir"].as_str());
+    dirs.map(|dir| dir.expect("a directory").to_owned()).collect()
+}
+
+/// Until the status names so many mounts.
+pub(crate) fn wait_for_mounts(daemon: &Daemon, count: usize) {
+    wait_for("the status", || mounts_known(daemon).len() == count);
+}
+
+pub(crate) fn run(command: &mut Command) -> (Option<i32>, String) {
+    let mut said = tempfile::tempfile().expect("temporary file");
+    command.stdin(Stdio::null());
+    command.stdout(said.try_clone().expect("file")).stderr(said.try_clone().expect("file"));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("{command:?}: {e}"));
+    let start = Instant::now();
+    let status = loop {
+        if let Some(status) = child.try_wait().expect("child") {
+            break status;
+        }
+        if start.elapsed() > DEADLINE {
+            let _ = child.kill();
+            panic!("{command:?}: not within {DEADLINE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    };
+    let mut text = String::new();
+    said.rewind().and_then(|()| said.read_to_string(&mut text)).expect("what it said");
+    (status.code(), text)
+}
