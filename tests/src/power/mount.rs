@@ -68,6 +68,13 @@ impl PowerFs {
         }
     }
 
+    /// Others fill the disk, or leave it: it has so many bytes from now on.
+    pub fn set_capacity(&self, bytes: u64) {
+        if let Some(disk) = self.shared.lock().as_mut() {
+            disk.capacity = bytes;
+        }
+    }
+
     /// Bytes allocated for what programs see.
     #[must_use]
     pub fn bytes_used(&self) -> u64 {

@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use kos_tests::{Rng, faulty_daemon, seed, wait_for};
 use rustix::fs::XattrFlags;
 
 use crate::load::{Kind, Worker};
-use crate::{Machine, walk, workers};
+use crate::{DISK_BYTES, Machine, walk, workers};
 
 const KINDS: [Kind; 4] = [Kind::Overwrite, Kind::Append, Kind::Replace, Kind::Names];
 /// Longer than the kernel shows a name without asking.
@@ -250,4 +251,28 @@ fn a_full_disk_is_told_and_tried_again() {
     machine.power_on(&off, Cut::Nothing, &mut Rng::new(1)).expect("starts");
     assert!(fs::read(&path).expect("read") == data);
     machine.daemon.stop();
+}
+
+#[test]
+fn a_disk_that_others_filled_loses_nothing_and_works_after_a_restart() {
+    let mut machine = Machine::start(0);
+    let kept = machine.daemon.mem().join("kept");
+    let new = machine.daemon.mem().join("new");
+    let fsync = |path: &Path| File::open(path).and_then(|file| file.sync_all());
+    fs::write(&kept, [7; 100_000]).and_then(|()| fsync(&kept)).expect("there is room");
+    machine.power.set_capacity(machine.power.bytes_used());
+    let full = File::create(&new).expect_err("the metadata's log has no room");
+    assert_eq!(full.raw_os_error(), Some(libc::ENOSPC));
+    assert_eq!(fsync(&kept).expect_err("not stable").raw_os_error(), Some(libc::EIO));
+    // RocksDB takes nothing after that, also when there is room again.
+    machine.power.set_capacity(DISK_BYTES);
+    assert_eq!(File::create(&new).expect_err("stopped").raw_os_error(), Some(libc::EIO));
+    assert!(fs::read(&kept).expect("read") == [7; 100_000]);
+    let health = fs::read_to_string(machine.daemon.mount().join("sys/health")).expect("health");
+    assert!(health.contains("restart"), "{health}");
+    let off = machine.power_off();
+    machine.power_on(&off, Cut::Nothing, &mut Rng::new(1)).expect("starts");
+    fs::write(&new, b"x").and_then(|()| fsync(&new)).expect("works again");
+    assert!(fs::read(&kept).expect("read") == [7; 100_000]);
+    machine.audit();
 }
