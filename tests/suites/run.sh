@@ -44,11 +44,13 @@ finish() {
         pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$tmp/state/run.json" 2>/dev/null | head -n 1) || true
         if ! kos down --wipe --state "$tmp/state"; then
             status=1
+            tail -n 50 "$daemon_log" >&2 || true # what it was doing; it goes with the rest
             # Only the daemon of this run has this state in its arguments.
             if [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$tmp/state"; then
                 kill -9 "$pid" || true
             fi
             umount -l "$mount" 2>/dev/null || true # gone already when only wiping failed
+            umount -l "$tmp/state/ram" 2>/dev/null || true
         fi
     fi
     rm -rf --one-file-system "$tmp" || status=1
