@@ -223,6 +223,7 @@ const fn is_internal(op: &Op) -> bool {
         op,
         Op::OpenBatch
             | Op::Collected { .. }
+            | Op::Compact { .. }
             | Op::OpenSession
             | Op::EndSession { .. }
             | Op::ForgetSession { .. }
