@@ -4,7 +4,7 @@ use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -13,9 +13,11 @@ use std::thread;
 use std::time::Duration;
 
 use kos_types::{Error, Fabric, Ino, Kind, Result};
-use rustix::fs::{major, minor};
+use rustix::fs::{Mode, OFlags, major, minor};
 pub use rustix::mount::MountFlags;
-use rustix::mount::{UnmountFlags, unmount};
+use rustix::mount::{
+    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, unmount,
+};
 
 use crate::control::ControlFile;
 use crate::file::Flusher;
@@ -33,8 +35,6 @@ const SETTLE_MARGIN: Duration = Duration::from_millis(100);
 const END_DEADLINE: Duration = Duration::from_secs(30);
 /// After so long somebody else must have the mount, too.
 const ALONE: Duration = Duration::from_secs(2);
-/// Where the kernel lists its FUSE connections.
-const CONNECTIONS: &str = "/sys/fs/fuse/connections";
 
 /// How and where to mount.
 #[derive(Debug, Clone)]
@@ -163,6 +163,17 @@ fn write_back(caches: &dyn Caches, files: &[Ino]) -> Result<()> {
         .map_err(|e| Error::io("unmount: pages of mappings", &e))
 }
 
+/// End a connection, whoever has its mount. The kernel lists its connections in a filesystem that
+/// need not be mounted anywhere: here it is in no namespace at all.
+fn abort(connection: u32) -> rustix::io::Result<()> {
+    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    fsconfig_create(context.as_fd())?;
+    let list = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
+    let path = format!("{connection}/abort");
+    let file = rustix::fs::openat(&list, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
+    rustix::io::write(&file, b"1").map(drop)
+}
+
 fn raise_readahead(dev: u64) -> io::Result<()> {
     let path = format!("/sys/class/bdi/{}:{}/read_ahead_kb", major(dev), minor(dev));
     fs::write(path, READAHEAD_KIB.to_string())
@@ -254,10 +265,7 @@ impl Mounted {
             self.cut_off_elsewhere()?;
         }
         if self.ended.recv_timeout(END_DEADLINE) == Err(RecvTimeoutError::Timeout) {
-            let hint = format!(
-                "unmount: another mount namespace keeps it: end its programs, or: mount -t fusectl none {CONNECTIONS}"
-            );
-            return Err(Error::new(Kind::TimedOut, hint));
+            return Err(Error::new(Kind::TimedOut, "unmount: the session does not end"));
         }
         (self.end)();
         self.flush_all()
@@ -269,10 +277,10 @@ impl Mounted {
         kos_types::log!("kos-fuse: another mount namespace has {}: it is cut off", self.dir.display());
         (self.write_back)()?;
         self.flush_all()?;
-        match fs::write(format!("{CONNECTIONS}/{}/abort", self.connection), "1") {
-            // It ended by itself, or the kernel does not show its connections.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other.map_err(|e| Error::io("unmount: abort", &e)),
+        match abort(self.connection) {
+            // It ended by itself.
+            Err(rustix::io::Errno::NOENT) => Ok(()),
+            other => other.map_err(|e| Error::io("unmount: abort", &e.into())),
         }
     }
 
