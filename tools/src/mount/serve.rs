@@ -22,8 +22,9 @@ use crate::args::Args;
 
 /// How long a mount waits for a daemon that is just starting.
 pub(crate) const CONNECT_WAIT: Duration = Duration::from_secs(5);
-/// Requests served at once.
-const THREADS_MAX: usize = 8;
+/// Requests served at once, also with few cores: each waits for the daemon, and while that is away
+/// a process that is just starting it may be closing a file of this mount.
+const THREADS: usize = kos_rpc::limits::CLIENT_CONNECTIONS_MAX;
 
 type Outcome<T = ()> = Result<T, String>;
 
@@ -49,11 +50,16 @@ pub(crate) fn run(args: &Args) -> Outcome {
     let client = Arc::new(Client::connect(options, CONNECT_WAIT).map_err(|e| e.to_string())?);
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone()).map_err(|e| format!("signals: {e}"))?;
-    let threads = thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
     let own = args.subtree.as_os_str().is_empty();
     let first = if own { dir.clone() } else { hidden_dir()? };
-    let options =
-        MountOptions { dir: first.clone(), source, threads, flags: args.flags, direct: true, first: false };
+    let options = MountOptions {
+        dir: first.clone(),
+        source,
+        threads: THREADS,
+        flags: args.flags,
+        direct: true,
+        first: false,
+    };
     let control = control(&client)?;
     let mounted = kos_fuse::mount(client, &options, control, move || {
         // Nobody listens any more when this process itself unmounts.
