@@ -29,7 +29,7 @@ pub(crate) fn keep<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
     let Some(newest) = txn.state.snapshot else { return Ok(()) };
     let mut kept = Vec::new();
     for (key, _) in txn.tables.changed().filter(|(key, _)| keys::is_versioned(key)) {
-        if let Some(old) = txn.tables.base().get(key)?
+        if let Some(old) = txn.tables.before(key)?
             && birth(&old)? <= newest
         {
             kept.push((keys::history(key, txn.seq()), old));

@@ -290,7 +290,7 @@ pub(crate) fn settle<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
         })
         .collect::<Result<_>>()?;
     for (ino, new) in changed {
-        let old = txn.tables.base().get(&keys::inode(ino))?;
+        let old = txn.tables.before(&keys::inode(ino))?;
         let old = old.map(|old| Inode::decode(ino, &old)).transpose()?;
         let what = |inode: &Inode| (inode.attr.uid, inode.tree, inode.attr.bytes);
         if old.as_ref().map(what) == new.as_ref().map(what) {

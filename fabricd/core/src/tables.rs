@@ -2,6 +2,7 @@
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
+use core::cell::RefCell;
 use core::ops::Bound;
 
 use kos_types::Result;
@@ -75,17 +76,32 @@ impl Tables for MemTables {
 pub struct Overlay<'a, T> {
     base: &'a T,
     changes: Changes,
+    /// What was read below: a command asks for some keys several times.
+    seen: RefCell<BTreeMap<Vec<u8>, Option<Vec<u8>>>>,
 }
 
 impl<'a, T: Tables> Overlay<'a, T> {
     /// No changes yet.
     pub fn new(base: &'a T) -> Self {
-        Self { base, changes: Changes::new() }
+        Self { base, changes: Changes::new(), seen: RefCell::default() }
     }
 
     /// The tables below.
     pub const fn base(&self) -> &T {
         self.base
+    }
+
+    /// The value of a key before any change.
+    ///
+    /// # Errors
+    /// `Io` when the tables cannot be read.
+    pub fn before(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
+        if let Some(value) = self.seen.borrow().get(key) {
+            return Ok(value.clone());
+        }
+        let value = self.base.get(key)?;
+        self.seen.borrow_mut().insert(key.to_vec(), value.clone());
+        Ok(value)
     }
 
     /// What changed so far.
@@ -113,7 +129,7 @@ impl<T: Tables> Tables for Overlay<'_, T> {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
         match self.changes.get(key) {
             Some(changed) => Ok(changed.clone()),
-            None => self.base.get(key),
+            None => self.before(key),
         }
     }
 
