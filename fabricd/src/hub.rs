@@ -6,9 +6,9 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kos_rpc::{Claim, Numbered};
 use kos_types::{
@@ -20,6 +20,11 @@ use crate::Node;
 
 /// Mounts behind the socket at once.
 const SESSIONS_MAX: usize = 16;
+/// A logged session waits so long for a client whose connections have gone, or that has not come
+/// since the daemon's start: longer than any `timeout=` lets a request wait.
+pub const KEPT: Duration = Duration::from_secs(3660);
+/// Logged sessions that wait for their clients; more, and the longest away end early.
+const KEPT_MAX: usize = 256;
 
 /// What stat shows of one that joined.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -56,6 +61,16 @@ struct Table {
     opens: HashMap<Ino, BTreeMap<u64, u32>>,
     /// Without a name, and dropped when nobody has it open.
     orphans: HashSet<Ino>,
+    logged: BTreeMap<SessionId, Logged>,
+}
+
+/// A session in the log.
+struct Logged {
+    /// Those that joined with it and are there.
+    users: u32,
+    /// Without users it ends then.
+    until: Instant,
+    ended: bool,
 }
 
 /// The sessions of one fabric.
@@ -80,6 +95,7 @@ pub struct Session {
     number: u64,
     /// As whom it proposes; the mount in this process as the node itself.
     origin: Origin,
+    leaving: AtomicBool,
 }
 
 impl fmt::Debug for Session {
@@ -93,22 +109,32 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Hub {
-    /// Nobody has joined yet.
-    #[must_use]
-    pub fn new(node: Arc<Node>) -> Arc<Self> {
-        Arc::new(Self {
+    /// Nobody has joined yet; sessions of an earlier daemon wait for their clients.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn new(node: Arc<Node>) -> Result<Arc<Self>> {
+        let until = Instant::now() + KEPT;
+        let logged = node.sessions()?.into_iter();
+        let logged = logged.map(|(id, ended)| (id, Logged { users: 0, until, ended })).collect();
+        Ok(Arc::new(Self {
             node,
-            table: Mutex::default(),
+            table: Mutex::new(Table { logged, ..Table::default() }),
             others: AtomicUsize::new(0),
             joining: Mutex::default(),
             local: Mutex::default(),
-        })
+        }))
     }
 
     /// The session of the mount in this process.
     #[must_use]
     pub fn embed(self: &Arc<Self>) -> Arc<Session> {
-        Arc::new(Session { hub: Arc::clone(self), number: self.number(), origin: Origin::default() })
+        Arc::new(Session {
+            hub: Arc::clone(self),
+            number: self.number(),
+            origin: Origin::default(),
+            leaving: AtomicBool::new(false),
+        })
     }
 
     /// What that mount does when others come; without one there is nothing to do.
@@ -116,38 +142,68 @@ impl Hub {
         *lock(&self.local) = local.map(Arc::new);
     }
 
-    /// Let another one in, with the session it has of an earlier time or with a new one. It returns
-    /// when the others know.
+    /// Let another one in, with the session it has of an earlier time or, if that has ended, with a new
+    /// one. It returns when the others know.
     ///
     /// # Errors
     /// `Busy` when there are too many; what the local mount could not write out.
     pub fn join(self: &Arc<Self>, who: Who, claim: Option<Claim>) -> Result<Arc<Session>> {
         let _one_at_a_time = lock(&self.joining);
-        let others = self.others.load(Ordering::SeqCst);
-        if others >= SESSIONS_MAX {
+        if self.others.load(Ordering::SeqCst) >= SESSIONS_MAX {
             return Err(Error::new(
                 Kind::Busy,
                 format!("all {SESSIONS_MAX} mounts of the socket are in use"),
             ));
         }
-        let Claim { session, epoch } = claim.map_or_else(|| self.new_session(), Ok)?;
-        if session == SessionId::default() {
-            return Err(Error::new(Kind::Invalid, "join: session 0 is the node's own"));
-        }
-        let origin = Origin { session, epoch, ..Origin::default() };
         // From here on a new buffer is written out by its own writer.
-        self.others.store(others + 1, Ordering::SeqCst);
+        let others = self.others.fetch_add(1, Ordering::SeqCst);
         let local = lock(&self.local).clone();
         if others == 0
             && let Some(local) = local
             && let Err(e) = (local.settle)()
         {
-            self.others.store(others, Ordering::SeqCst);
+            self.others.fetch_sub(1, Ordering::SeqCst);
             return Err(e);
         }
+        let known =
+            claim.filter(|claim| lock(&self.table).logged.get(&claim.session).is_some_and(|l| !l.ended));
+        let claim = known.map_or_else(|| self.new_session(), Ok);
+        let Claim { session, epoch } = claim.inspect_err(|_| {
+            self.others.fetch_sub(1, Ordering::SeqCst);
+        })?;
         let number = self.number();
-        lock(&self.table).others.insert(number, who);
-        Ok(Arc::new(Session { hub: Arc::clone(self), number, origin }))
+        let mut table = lock(&self.table);
+        table.others.insert(number, who);
+        let new = || Logged { users: 0, until: Instant::now(), ended: false };
+        table.logged.entry(session).or_insert_with(new).users += 1;
+        let origin = Origin { session, epoch, ..Origin::default() };
+        Ok(Arc::new(Session { hub: Arc::clone(self), number, origin, leaving: AtomicBool::new(false) }))
+    }
+
+    /// End and forget the sessions whose clients have left, or have been away for [`KEPT`] at `now`.
+    ///
+    /// # Errors
+    /// `Io`; the next call goes on.
+    pub fn expire(&self, now: Instant) -> Result<()> {
+        // Nobody comes back with a session that just ends.
+        let _no_joining = lock(&self.joining);
+        let mut away: Vec<(Instant, SessionId)> = {
+            let table = lock(&self.table);
+            let away = table.logged.iter().filter(|(_, logged)| logged.users == 0);
+            away.map(|(&id, logged)| (if logged.ended { now } else { logged.until }, id)).collect()
+        };
+        away.sort_unstable();
+        let excess = away.len().saturating_sub(KEPT_MAX);
+        let due = away.iter().enumerate().take_while(|(nth, (until, _))| *nth < excess || *until <= now);
+        for (_, &(_, session)) in due {
+            if lock(&self.table).logged.get(&session).is_some_and(|logged| !logged.ended) {
+                self.node.propose(Op::EndSession { session })?;
+                lock(&self.table).logged.entry(session).and_modify(|logged| logged.ended = true);
+            }
+            self.node.propose(Op::ForgetSession { session })?;
+            lock(&self.table).logged.remove(&session);
+        }
+        Ok(())
     }
 
     fn new_session(&self) -> Result<Claim> {
@@ -205,6 +261,10 @@ impl Drop for Session {
         let held: Vec<Ino> = {
             let mut table = lock(&self.hub.table);
             table.others.remove(&self.number);
+            if let Some(logged) = table.logged.get_mut(&self.origin.session) {
+                logged.users -= 1;
+                logged.until = Instant::now() + if self.is_leaving() { Duration::ZERO } else { KEPT };
+            }
             let own = table.opens.iter().filter(|(_, sessions)| sessions.contains_key(&self.number));
             own.map(|(&ino, _)| ino).collect()
         };
@@ -213,6 +273,11 @@ impl Drop for Session {
         }
         if self.is_remote() {
             self.hub.others.fetch_sub(1, Ordering::SeqCst);
+        }
+        if self.is_leaving()
+            && let Err(e) = self.hub.expire(Instant::now())
+        {
+            kos_types::log!("fabricd: ending session {}: {e}; tried again", self.origin.session.0);
         }
     }
 }
@@ -247,6 +312,10 @@ const fn rewritten(op: &Op) -> Option<Ino> {
 }
 
 impl Session {
+    fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     fn is_remote(&self) -> bool {
         self.origin.session != SessionId::default()
     }
@@ -255,6 +324,10 @@ impl Session {
 impl Numbered for Session {
     fn claim(&self) -> Claim {
         Claim { session: self.origin.session, epoch: self.origin.epoch }
+    }
+
+    fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
     }
 
     fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply> {

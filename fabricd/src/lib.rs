@@ -24,7 +24,7 @@ mod tiers;
 mod worker;
 
 pub use events::Events;
-pub use hub::{Hub, Local, Session, Who};
+pub use hub::{Hub, KEPT, Local, Session, Who};
 pub use jobs::{Runner, RunnerOptions};
 pub use node::{AccountUsage, Node, Options};
 pub use standing::Redundancy;

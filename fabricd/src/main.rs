@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use door::Door;
@@ -118,7 +118,7 @@ fn run(args: &Args) -> Result<()> {
         direct: false,
         first: true,
     };
-    let hub = Hub::new(Arc::clone(&node));
+    let hub = Hub::new(Arc::clone(&node))?;
     let view = Arc::new(View {
         node: Arc::clone(&node),
         hub: Arc::clone(&hub),
@@ -217,6 +217,9 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
         match ended.recv_timeout(STATUS_PERIOD) {
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
+                if let Err(e) = view.hub.expire(Instant::now()) {
+                    kos_types::log!("fabricd: ending sessions: {e}; tried again");
+                }
                 if let Err(e) = publish(&state.join("status.json"), &view.status()) {
                     kos_types::log!("fabricd: {e}");
                 }

@@ -11,7 +11,7 @@ use kos_core::{AsOf, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Policy,
-    Reply, Result, Snapshot, SpaceUsage, StripeId, Time,
+    Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::bell::Bell;
@@ -351,6 +351,14 @@ impl Node {
     /// As the operation says; `Fenced` when the session's epoch or grant was taken back.
     pub fn propose_as(&self, origin: Origin, op: Op) -> Result<Reply> {
         self.inner.commit(origin, op)
+    }
+
+    /// Logged sessions, and whether each has ended.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn sessions(&self) -> Result<Vec<(SessionId, bool)>> {
+        read::sessions(&*self.inner.db)
     }
 
     /// The tables as the view of `ino` shows them, and its number in them.

@@ -3,10 +3,11 @@
 use alloc::vec::Vec;
 
 use kos_types::{
-    Attr, Dirent, Error, Extent, ExtentMap, FileKind, Ino, Kind, ROOT, Result, Source, StripeId, limits,
+    Attr, Dirent, Error, Extent, ExtentMap, FileKind, Ino, Kind, ROOT, Result, SessionId, Source, StripeId,
+    limits,
 };
 
-use crate::record::{Dentry, ExtentRecord, Inode, State, Stripe};
+use crate::record::{Dentry, ExtentRecord, Inode, Session, State, Stripe};
 use crate::{Tables, keys};
 
 /// Records taken from the tables at once by the listings that answer everything.
@@ -281,6 +282,24 @@ pub fn orphans<T: Tables>(tables: &T) -> Result<Vec<Ino>> {
         from = last.clone();
         from.push(0);
         out.extend(found.iter().map(|(key, _)| Ino(keys::field(key, 1))));
+    }
+}
+
+/// Logged sessions, and whether each has ended.
+///
+/// # Errors
+/// `Io`.
+pub fn sessions<T: Tables>(tables: &T) -> Result<Vec<(SessionId, bool)>> {
+    let mut out = Vec::new();
+    let mut from = keys::session(SessionId(0));
+    loop {
+        let found = tables.scan(&from, &keys::end_of(b"C"), SCAN)?;
+        let Some((last, _)) = found.last() else { return Ok(out) };
+        from = last.clone();
+        from.push(0);
+        for (key, value) in &found {
+            out.push((SessionId(keys::field(key, 1)), Session::decode(value)?.ended));
+        }
     }
 }
 

@@ -41,8 +41,10 @@ pub struct Options {
 pub struct Client {
     options: Options,
     number: ClientId,
-    /// Birth of the root and the session, as first met.
-    first: OnceLock<(Time, Claim)>,
+    /// Birth of the root, as first met.
+    born: OnceLock<Time>,
+    /// The session it has; another one when it was away for too long.
+    claim: Mutex<Option<Claim>>,
     pool: Mutex<Pool>,
     returned: Condvar,
     /// Opens that the server knows of, to be told again to one that has forgotten.
@@ -60,9 +62,15 @@ struct Proposals {
 
 #[derive(Default)]
 struct Pool {
-    idle: Vec<UnixStream>,
+    idle: Vec<Connection>,
     /// Idle ones, and those in use.
     open: usize,
+}
+
+struct Connection {
+    stream: UnixStream,
+    /// The session it belongs to.
+    claim: Claim,
 }
 
 /// How a connection ended in the middle of a request.
@@ -110,7 +118,8 @@ impl Client {
         let client = Self {
             options,
             number: ClientId(u128::from_le_bytes(random)),
-            first: OnceLock::new(),
+            born: OnceLock::new(),
+            claim: Mutex::default(),
             pool: Mutex::default(),
             returned: Condvar::new(),
             held: Mutex::default(),
@@ -147,6 +156,16 @@ impl Client {
         self.ask(&Request::WriteControl(path.to_owned(), bytes.to_vec())).map(drop)
     }
 
+    /// The mount is gone: the session ends now, and not only when it is missed for long.
+    ///
+    /// # Errors
+    /// `Io` when nobody answers; the session then ends by itself.
+    pub fn leave(&self) -> Result<()> {
+        let left = self.exchange(&Request::Leave, b"", &mut [], Duration::ZERO);
+        self.hang_up();
+        left.map(drop)
+    }
+
     fn ask(&self, request: &Request) -> Result<Answer> {
         self.exchange(request, b"", &mut [], self.options.patience)
     }
@@ -172,16 +191,25 @@ impl Client {
             return Err(Error::new(Kind::TooLarge, "rpc: the request is too long"));
         }
         let until = Instant::now() + patience;
+        let mut asked_in = None;
         loop {
-            let connection = self.lend(until)?;
-            let Some(stream) = &connection.stream else { return Err(away("a connection without a socket")) };
+            let lent = self.lend(until)?;
+            let Some(Connection { stream, claim }) = &lent.connection else {
+                return Err(away("a connection without a socket"));
+            };
+            // Another session does not know whether it was done in the first.
+            if matches!(request, Request::Propose { .. }) && asked_in.is_some_and(|first| first != *claim) {
+                lent.give_back();
+                return Err(away("the session ended meanwhile: it may have been done or not"));
+            }
+            let claim = *claim;
             match talk(stream, &message, data, out) {
                 Ok(answer) => {
-                    connection.give_back();
+                    lent.give_back();
                     return answer.map_err(|(kind, step)| Error::new(kind, step));
                 }
                 Err(lost) => {
-                    drop(connection);
+                    drop(lent);
                     // The others of the same server are gone too; those that are not cost nothing.
                     self.hang_up();
                     let (Lost::Unsent(e) | Lost::Unanswered(e)) = &lost;
@@ -195,6 +223,9 @@ impl Client {
                     }
                     if Instant::now() > until {
                         return Err(away(format!("the daemon does not answer: {e}")));
+                    }
+                    if over {
+                        asked_in = asked_in.or(Some(claim));
                     }
                 }
             }
@@ -210,8 +241,8 @@ impl Client {
     fn lend(&self, until: Instant) -> Result<Lent<'_>> {
         let mut pool = lock(&self.pool);
         loop {
-            if let Some(stream) = pool.idle.pop() {
-                return Ok(Lent { client: self, stream: Some(stream) });
+            if let Some(connection) = pool.idle.pop() {
+                return Ok(Lent { client: self, connection: Some(connection) });
             }
             if pool.open < CLIENT_CONNECTIONS_MAX {
                 pool.open += 1;
@@ -224,18 +255,17 @@ impl Client {
                 self.returned.wait_timeout(pool, ANSWER_DEADLINE).unwrap_or_else(PoisonError::into_inner).0;
         }
         drop(pool);
-        self.connect_until(until).map(|stream| Lent { client: self, stream: Some(stream) }).inspect_err(
-            |_| {
-                lock(&self.pool).open -= 1;
-                self.returned.notify_one();
-            },
-        )
+        let connection = self.connect_until(until).inspect_err(|_| {
+            lock(&self.pool).open -= 1;
+            self.returned.notify_one();
+        })?;
+        Ok(Lent { client: self, connection: Some(connection) })
     }
 
-    fn connect_until(&self, until: Instant) -> Result<UnixStream> {
+    fn connect_until(&self, until: Instant) -> Result<Connection> {
         loop {
             match self.connect_once() {
-                Ok(stream) => return Ok(stream),
+                Ok(connection) => return Ok(connection),
                 Err(Refused::ForGood(e)) => return Err(e),
                 Err(Refused::ForNow(why)) if Instant::now() + CONNECT_PAUSE > until => {
                     let socket = self.options.socket.display();
@@ -246,7 +276,7 @@ impl Client {
         }
     }
 
-    fn connect_once(&self) -> std::result::Result<UnixStream, Refused> {
+    fn connect_once(&self) -> std::result::Result<Connection, Refused> {
         let for_now = |e: io::Error| Refused::ForNow(e.to_string());
         let mut stream = socket::connect(&self.options.socket).map_err(|e| match e.kind() {
             ErrorKind::PermissionDenied => {
@@ -258,7 +288,7 @@ impl Client {
         stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(for_now)?;
         let hello = Hello {
             client: self.number,
-            claim: self.first.get().map(|(_, claim)| *claim),
+            claim: *lock(&self.claim),
             dir: self.options.dir.clone(),
             source: self.options.source.clone(),
         };
@@ -285,14 +315,15 @@ impl Client {
             _ => Refused::ForNow(why),
         })?;
         said.map_err(for_now)?;
-        if self.first.get_or_init(|| (welcome.born, welcome.claim)).0 != welcome.born {
+        if *self.born.get_or_init(|| welcome.born) != welcome.born {
             let why = "another filesystem is behind the socket now: unmount, and mount that one";
             return Err(Refused::ForGood(Error::new(Kind::Io, why)));
         }
+        *lock(&self.claim) = Some(welcome.claim);
         if welcome.fresh {
             self.open_again(&stream).map_err(Refused::ForNow)?;
         }
-        Ok(stream)
+        Ok(Connection { stream, claim: welcome.claim })
     }
 
     /// Tell a server that knows nothing of it what is open here.
@@ -337,16 +368,16 @@ fn talk(
 /// A connection while it is in use; dropped, it is closed.
 struct Lent<'a> {
     client: &'a Client,
-    stream: Option<UnixStream>,
+    connection: Option<Connection>,
 }
 
 impl Lent<'_> {
     /// It works: for the next request.
     fn give_back(mut self) {
-        let stream = self.stream.take();
+        let connection = self.connection.take();
         let mut pool = lock(&self.client.pool);
         pool.open += 1;
-        pool.idle.extend(stream);
+        pool.idle.extend(connection);
     }
 }
 

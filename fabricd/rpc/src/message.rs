@@ -24,7 +24,8 @@ pub struct ControlInfo {
     pub writable: bool,
 }
 
-/// A session of the fabric, which outlives the daemon: proposals numbered in it are done once.
+/// A session of the fabric, which outlives the daemon: proposals numbered in it are done once. It
+/// ends when its client leaves or stays away for long; one that comes back later gets another.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
     /// The session.
@@ -111,6 +112,8 @@ pub(crate) enum Request {
     ControlFiles,
     Control(String),
     WriteControl(String, Vec<u8>),
+    /// The mount is gone and asks for nothing any more.
+    Leave,
 }
 
 impl Request {

@@ -48,6 +48,9 @@ pub trait Numbered: Fabric + 'static {
     /// # Errors
     /// As `propose`; `Fenced` when the session is no more.
     fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply>;
+
+    /// The client will not come back once its connections are closed.
+    fn leave(&self);
 }
 
 /// What stands behind a server.
@@ -55,7 +58,7 @@ pub trait Host: Send + Sync + 'static {
     /// Dropped when the client's last connection is gone.
     type Session: Numbered;
 
-    /// Let a client in, with the session it has or with a new one.
+    /// Let a client in, with the session it has or, if that has ended, with a new one.
     ///
     /// # Errors
     /// `Busy` when there are too many.
@@ -363,6 +366,10 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         Request::JobOf(dir) => Answer::JobOf(session.job_of(dir)?),
         Request::JobsChanged { seen, wait } => {
             Answer::Count(session.jobs_changed(seen, wait.min(FRAME_DEADLINE))?)
+        }
+        Request::Leave => {
+            session.leave();
+            Answer::Done
         }
         Request::ControlFiles => Answer::ControlFiles(host.control_files()),
         Request::Control(path) => Answer::Bytes(host.control(&path)?),

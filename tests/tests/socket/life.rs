@@ -35,6 +35,29 @@ fn a_second_mount_shows_the_same_tree() {
 }
 
 #[test]
+fn nothing_is_left_of_a_mount_that_went() {
+    let mut daemon = Daemon::start();
+    let records = |daemon: &Daemon| {
+        let db =
+            rocksdb::DB::open_for_read_only(&rocksdb::Options::default(), daemon.state().join("meta"), false);
+        let db = db.expect("metadata");
+        let keys = db.iterator(rocksdb::IteratorMode::Start).map(|pair| pair.expect("metadata").0);
+        // Sessions and answers.
+        keys.filter(|key| b"CK".contains(&key[0])).count()
+    };
+    let second = Second::mount(&daemon);
+    fs::write(second.mem().join("file"), b"x").expect("write");
+    daemon.stop();
+    assert!(records(&daemon) > 1, "its client may come back");
+    daemon.spawn();
+    fs::write(second.mem().join("more"), b"x").expect("write");
+    second.umount(false);
+    wait_for_mounts(&daemon, 1);
+    daemon.stop();
+    assert_eq!(records(&daemon), 0);
+}
+
+#[test]
 fn a_lazy_unmount_ends_with_the_last_user() {
     let mut daemon = Daemon::start();
     let second = Second::mount(&daemon);

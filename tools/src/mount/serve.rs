@@ -48,6 +48,14 @@ pub(crate) fn run(args: &Args) -> Outcome {
         patience: args.patience,
     };
     let client = Arc::new(Client::connect(options, CONNECT_WAIT).map_err(|e| e.to_string())?);
+    let outcome = serve(args, &client, dir, source);
+    if let Err(e) = client.leave() {
+        eprintln!("mount.kosfs: {}: {e}; its session ends by itself", args.dir.display());
+    }
+    outcome
+}
+
+fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Outcome {
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone()).map_err(|e| format!("signals: {e}"))?;
     let own = args.subtree.as_os_str().is_empty();
@@ -60,8 +68,8 @@ pub(crate) fn run(args: &Args) -> Outcome {
         direct: true,
         first: false,
     };
-    let control = control(&client)?;
-    let mounted = kos_fuse::mount(client, &options, control, move || {
+    let control = control(client)?;
+    let mounted = kos_fuse::mount(Arc::clone(client), &options, control, move || {
         // Nobody listens any more when this process itself unmounts.
         let _ = ends.send(End::Unmounted);
     })

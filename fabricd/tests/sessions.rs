@@ -1,0 +1,143 @@
+//! Logged sessions from their beginning to their end: nothing of them stays in the tables.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use fabricd::{Hub, KEPT, Node, Options, Session, Who};
+use kos_rpc::{Claim, Client, ControlInfo, Host, Numbered, Peer, Server};
+use kos_types::{Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result};
+
+fn node(state: &Path) -> Arc<Node> {
+    Arc::new(Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0 }).expect("node"))
+}
+
+fn who() -> Who {
+    Who { pid: 1, dir: "/mnt".into(), source: "kos.sock".into() }
+}
+
+fn mkdir(name: &str) -> Op {
+    Op::Create {
+        parent: ROOT,
+        name: name.as_bytes().to_vec(),
+        kind: FileKind::Dir,
+        mode: 0o755,
+        umask: 0,
+        cred: Cred { uid: 0, gid: 0 },
+        rdev: 0,
+        target: Vec::new(),
+    }
+}
+
+fn join(hub: &Arc<Hub>, claim: Option<Claim>) -> Arc<Session> {
+    hub.join(who(), claim).expect("joins")
+}
+
+#[test]
+fn a_session_is_kept_for_its_client_and_then_forgotten() {
+    let state = tempfile::tempdir().expect("temporary directory");
+    let first = node(state.path());
+    let hub = Hub::new(Arc::clone(&first)).expect("hub");
+    let session = join(&hub, None);
+    let claim = session.claim();
+    let made = session.propose_numbered(1, 0, mkdir("a")).expect("made");
+    let Reply::Attr(_) = made else { panic!("{made:?}") };
+    hub.expire(Instant::now() + 2 * KEPT).expect("expire");
+    assert_eq!(first.sessions().expect("sessions"), [(claim.session, false)], "its client is there");
+    drop(session);
+    hub.expire(Instant::now()).expect("expire");
+    let session = join(&hub, Some(claim));
+    assert_eq!(session.claim(), claim);
+    assert_eq!(session.propose_numbered(1, 0, mkdir("a")), Ok(made.clone()), "done once");
+    drop((session, hub));
+
+    // Through a restart, too.
+    Arc::into_inner(first).expect("the only one").close().expect("close");
+    let second = node(state.path());
+    let hub = Hub::new(Arc::clone(&second)).expect("hub");
+    hub.expire(Instant::now()).expect("expire");
+    let session = join(&hub, Some(claim));
+    assert_eq!(session.propose_numbered(1, 0, mkdir("a")), Ok(made), "done once");
+    drop(session);
+    hub.expire(Instant::now() + KEPT).expect("expire");
+    assert_eq!(second.sessions().expect("sessions"), []);
+    let session = join(&hub, Some(claim));
+    assert_ne!(session.claim(), claim, "another one for who comes back later");
+    let again = session.propose_numbered(1, 0, mkdir("a")).expect_err("there already");
+    assert_eq!(again.kind(), Kind::Exists);
+    session.leave();
+    drop(session);
+    assert_eq!(second.sessions().expect("sessions"), [], "at once");
+    drop(hub);
+    Arc::into_inner(second).expect("the only one").close().expect("close");
+    assert_eq!(records(state.path()), 0);
+}
+
+/// Sessions and their answers in the tables of a node that is closed.
+fn records(state: &Path) -> usize {
+    let db = rocksdb::DB::open_for_read_only(&rocksdb::Options::default(), state.join("meta"), false)
+        .expect("metadata");
+    let keys = db.iterator(rocksdb::IteratorMode::Start).map(|pair| pair.expect("metadata").0);
+    keys.filter(|key| b"CK".contains(&key[0])).count()
+}
+
+#[test]
+fn more_than_are_kept_end_early() {
+    let state = tempfile::tempdir().expect("temporary directory");
+    let node = node(state.path());
+    let hub = Hub::new(Arc::clone(&node)).expect("hub");
+    let claims: Vec<_> = (0..260).map(|_| join(&hub, None).claim()).collect();
+    hub.expire(Instant::now()).expect("expire");
+    let left: Vec<_> = node.sessions().expect("sessions").into_iter().map(|(id, _)| id).collect();
+    assert_eq!(left, claims[4..].iter().map(|claim| claim.session).collect::<Vec<_>>());
+}
+
+struct Door(Arc<Hub>);
+
+impl Host for Door {
+    type Session = Session;
+
+    fn join(&self, _peer: &Peer, claim: Option<Claim>) -> Result<Arc<Session>> {
+        self.0.join(who(), claim)
+    }
+
+    fn control_files(&self) -> Vec<ControlInfo> {
+        Vec::new()
+    }
+
+    fn control(&self, _path: &str) -> Result<Vec<u8>> {
+        Err(Error::new(Kind::NotFound, "control file"))
+    }
+
+    fn write_control(&self, _path: &str, _bytes: &[u8]) -> Result<()> {
+        Err(Error::new(Kind::NotFound, "control file"))
+    }
+}
+
+#[test]
+fn a_client_that_was_away_for_too_long_gets_another_session() {
+    let state = tempfile::tempdir().expect("temporary directory");
+    let socket = state.path().join("kos.sock");
+    let node = node(state.path());
+    let hub = Hub::new(Arc::clone(&node)).expect("hub");
+    let serve = || kos_rpc::serve(&socket, Door(Arc::clone(&hub))).expect("serve");
+    let server = serve();
+    let options = kos_rpc::Options {
+        socket: socket.clone(),
+        dir: String::new(),
+        source: String::new(),
+        patience: Duration::from_secs(60),
+    };
+    let client = Client::connect(options, Duration::from_secs(60)).expect("connects");
+    client.propose(mkdir("a")).expect("made");
+    Server::stop(server).expect("stop");
+    let before = node.sessions().expect("sessions");
+    hub.expire(Instant::now() + KEPT).expect("expire");
+    assert_eq!((before.len(), node.sessions().expect("sessions").len()), (1, 0));
+    let server = serve();
+    client.propose(mkdir("b")).expect("made in another session");
+    assert_ne!(node.sessions().expect("sessions"), before);
+    client.leave().expect("leaves");
+    Server::stop(server).expect("stop");
+    assert_eq!(node.sessions().expect("sessions"), []);
+}
