@@ -13,5 +13,5 @@ mod server;
 mod socket;
 
 pub use client::{Client, Options};
-pub use message::{Claim, ControlInfo, decode_request};
+pub use message::{Claim, ControlInfo, DECODERS, Decoder};
 pub use server::{Host, Numbered, Peer, Server, serve};

@@ -164,12 +164,19 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
     }
 }
 
-/// Decode one request as the server does, and answer what it would be encoded as: for fuzzing.
-///
-/// # Errors
-/// `Invalid` when the bytes are no request.
-pub fn decode_request(bytes: &[u8]) -> Result<Vec<u8>> {
-    decode::<Request>(bytes).and_then(|request| encode(&request))
+/// A decoder, for fuzzing: answers what its message would be encoded as, or `Invalid`.
+pub type Decoder = fn(&[u8]) -> Result<Vec<u8>>;
+
+/// All decoders of the two ends.
+pub const DECODERS: [Decoder; 4] = [
+    again::<Request>,
+    again::<Outcome>,
+    again::<Hello>,
+    again::<std::result::Result<Welcome, (Kind, String)>>,
+];
+
+fn again<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<Vec<u8>> {
+    decode::<T>(bytes).and_then(|message| encode(&message))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ mod records;
 mod shard;
 mod spec;
 mod stripe;
+mod wire;
 mod xattr;
 
 use std::sync::LazyLock;
@@ -17,7 +18,7 @@ use std::sync::LazyLock;
 type Target = fn(&[u8]);
 
 /// run.sh reads the names from here: one in each line.
-const TARGETS: [(&str, Target); 7] = [
+const TARGETS: [(&str, Target); 8] = [
     ("records", records::run),
     ("shard", shard::run),
     ("stripe", stripe::run),
@@ -25,6 +26,7 @@ const TARGETS: [(&str, Target); 7] = [
     ("xattr", xattr::run),
     ("extents", extents::run),
     ("spec", spec::run),
+    ("wire", wire::run),
 ];
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| {
