@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use kos_core::record::{ExtentRecord, Stripe};
+use kos_core::record::{ExtentRecord, Place, Stripe};
 use kos_core::{Tables, keys, policy, read};
 use kos_types::limits::STRIPE_BYTES_MAX;
-use kos_types::{Error, ExtentPut, Ino, Kind, Op, Origin, Policy, Result, StripeId};
+use kos_types::{Error, ExtentPut, Ino, Kind, Op, Origin, Policy, Result, Seq, StripeId};
 
 use crate::node::Inner;
 use crate::worker::{Stop, Worker};
@@ -98,11 +98,11 @@ impl Pass<'_> {
             return Err(Error::new(Kind::NoSpace, "less than a twentieth of the space is free"));
         }
         let mut used = HashMap::new();
-        let counted = self.each(|_, _, record, stripe| {
+        let counted = self.each(|_, _, put, stripe| {
             // The one extent of a stripe that is all of it says enough.
-            let whole = record.len == stripe.len && stripe.refs == 1;
-            if !whole && (used.len() < STRIPES_MAX || used.contains_key(&record.stripe)) {
-                *used.entry(record.stripe).or_insert(0) += record.len;
+            let whole = put.len == stripe.len && stripe.refs == 1;
+            if !whole && (used.len() < STRIPES_MAX || used.contains_key(&put.stripe)) {
+                *used.entry(put.stripe).or_insert(0) += put.len;
             }
             Ok(true)
         })?;
@@ -111,7 +111,7 @@ impl Pass<'_> {
         let mut file: Option<(Ino, Policy)> = None;
         let mut run = Run::default();
         let done = counted
-            && self.each(|ino, off, record, stripe| {
+            && self.each(|ino, birth, put, stripe| {
                 let mut going = true;
                 if file.is_none_or(|(before, _)| before != ino) {
                     going = self.rewrite_all(file, run.end())?;
@@ -119,21 +119,21 @@ impl Pass<'_> {
                 }
                 let Some((_, policy)) = file else { return Ok(going) };
                 // What a snapshot holds would be there twice.
-                let ended = if is_held(record.birth) {
+                let ended = if is_held(birth) {
                     run.end()
                 } else {
-                    let sparse = used.get(&record.stripe).is_some_and(|used| used * 2 < stripe.len);
+                    let sparse = used.get(&put.stripe).is_some_and(|used| used * 2 < stripe.len);
                     let due = stripe.policy != policy || (sparse && !is_held(stripe.birth));
-                    run.add(ExtentPut { off, len: record.len, stripe: record.stripe, at: record.at }, due)
+                    run.add(put, due)
                 };
                 Ok(going && self.rewrite_all(file, ended)?)
             })?;
         Ok(done && self.rewrite_all(file, run.end())?)
     }
 
-    /// Every extent with its stripe, in the order of files and offsets; answers false when `act`
+    /// Every extent that has one with its stripe, in the order of files and offsets; answers false when `act`
     /// did or the worker is to end.
-    fn each(&self, mut act: impl FnMut(Ino, u64, ExtentRecord, Stripe) -> Result<bool>) -> Result<bool> {
+    fn each(&self, mut act: impl FnMut(Ino, Seq, ExtentPut, Stripe) -> Result<bool>) -> Result<bool> {
         let db = &*self.inner.db;
         let (mut from, end) = (keys::EXTENTS.to_vec(), keys::end_of(keys::EXTENTS));
         loop {
@@ -143,9 +143,11 @@ impl Pass<'_> {
             from.push(0);
             for (key, value) in &found {
                 let record = ExtentRecord::decode(value)?;
+                let Place::Stripe(id, at) = record.place else { continue };
                 // It may be gone since the scan.
-                let Some(stripe) = read::stripe(db, record.stripe)? else { continue };
-                if !act(Ino(keys::field(key, 1)), keys::field(key, 9), record, stripe)? {
+                let Some(stripe) = read::stripe(db, id)? else { continue };
+                let put = ExtentPut { off: keys::field(key, 9), len: record.len, stripe: id, at };
+                if !act(Ino(keys::field(key, 1)), record.birth, put, stripe)? {
                     return Ok(false);
                 }
             }

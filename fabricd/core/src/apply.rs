@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 
 use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time};
 
+use crate::extents::Puts;
 use crate::quota::{Account, Charge};
 use crate::record::{Inode, State, Usage};
 use crate::{Changes, Overlay, Tables, extents, history, job, keys, namespace, quota, session};
@@ -128,8 +129,9 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
             namespace::set_xattr(txn, *ino, name, value, *mode).map(|()| Reply::Done)
         }
         Op::RemoveXattr { ino, name } => namespace::remove_xattr(txn, *ino, name).map(|()| Reply::Done),
-        Op::Commit { ino, stripes, holes, extents, size_min, mtime } => {
-            extents::commit(txn, *ino, stripes, (holes, extents), (*size_min, *mtime)).map(Reply::Attr)
+        Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime } => {
+            let puts = Puts { stripes, holes, extents, inline };
+            extents::commit(txn, *ino, &puts, (*size_min, *mtime)).map(Reply::Attr)
         }
         Op::Compact { ino, stripe, extents } => {
             extents::compact(txn, *ino, *stripe, extents).map(|()| Reply::Done)

@@ -2,11 +2,11 @@
 
 use alloc::vec::Vec;
 
-use kos_types::limits::{FILE_BYTES_MAX, STRIPE_BYTES_MAX};
+use kos_types::limits::{FILE_BYTES_MAX, INLINE_BYTES_MAX, STRIPE_BYTES_MAX};
 use kos_types::{Attr, Error, ExtentPut, FileKind, Ino, Kind, Policy, Result, StripeId, Time};
 
 use crate::apply::{Effect, Txn};
-use crate::record::{ExtentRecord, Inode, Stripe};
+use crate::record::{ExtentRecord, Inode, Place, Stripe};
 use crate::{AsOf, Tables, history, keys, read, session};
 
 /// Extents taken from the tables at once, so that a long file does not fill the memory.
@@ -39,11 +39,19 @@ fn end_of(off: u64, len: u64) -> Result<u64> {
     }
 }
 
+/// What a commit puts into a file, in this order.
+#[derive(Default)]
+pub(crate) struct Puts<'a> {
+    pub(crate) stripes: &'a [(StripeId, Policy, u64)],
+    pub(crate) holes: &'a [(u64, u64)],
+    pub(crate) extents: &'a [ExtentPut],
+    pub(crate) inline: &'a [(u64, Vec<u8>)],
+}
+
 pub(crate) fn commit<T: Tables>(
     txn: &mut Txn<'_, T>,
     ino: Ino,
-    stripes: &[(StripeId, Policy, u64)],
-    (holes, extents): (&[(u64, u64)], &[ExtentPut]),
+    &Puts { stripes, holes, extents, inline }: &Puts<'_>,
     (size_min, mtime): (u64, Option<Time>),
 ) -> Result<Attr> {
     let mut inode = file(txn, ino)?;
@@ -58,19 +66,19 @@ pub(crate) fn commit<T: Tables>(
         inode.attr.bytes -= cut(txn, ino, off, end)?;
     }
     for put in extents {
-        let end = end_of(put.off, put.len)?;
+        end_of(put.off, put.len)?;
         let stripe = stripe(txn, put.stripe)?;
         if put.len == 0 || put.at.checked_add(put.len).is_none_or(|e| e > stripe.len) {
             return Err(Error::new(Kind::Invalid, "commit: extent outside its stripe"));
         }
-        // The new reference first, or the cut could free the stripe it points at.
-        add_ref(txn, put.stripe)?;
-        inode.attr.bytes -= cut(txn, ino, put.off, end)?;
-        let record = ExtentRecord { birth: txn.seq(), len: put.len, stripe: put.stripe, at: put.at };
-        txn.tables.put(keys::extent(ino, put.off), record.encode());
-        inode.attr.bytes += put.len;
-        // Nothing may be mapped beyond the end: a later extension would show it.
-        inode.attr.size = inode.attr.size.max(end);
+        let place = Place::Stripe(put.stripe, put.at);
+        place_at(txn, &mut inode, put.off, &ExtentRecord { birth: txn.seq(), len: put.len, place })?;
+    }
+    if inline.iter().map(|(_, bytes)| bytes.len()).sum::<usize>() > INLINE_BYTES_MAX {
+        return Err(Error::new(Kind::Invalid, "commit: too many inline bytes"));
+    }
+    for (off, bytes) in inline {
+        put_inline(txn, &mut inode, *off, bytes)?;
     }
     for &(id, ..) in stripes {
         // Not named by any extent, or named and overwritten by this same commit.
@@ -84,6 +92,42 @@ pub(crate) fn commit<T: Tables>(
         inode.attr.ctime = txn.now;
     }
     Ok(txn.put_inode(inode))
+}
+
+/// Put an extent into a file, over what is there.
+fn place_at<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    inode: &mut Inode,
+    off: u64,
+    record: &ExtentRecord,
+) -> Result<()> {
+    let (ino, end) = (inode.attr.ino, off + record.len);
+    // The new reference first, or the cut could free the stripe it points at.
+    add_ref(txn, record)?;
+    inode.attr.bytes -= cut(txn, ino, off, end)?;
+    txn.tables.put(keys::extent(ino, off), record.encode());
+    inode.attr.bytes += record.len;
+    // Nothing may be mapped beyond the end: a later extension would show it.
+    inode.attr.size = inode.attr.size.max(end);
+    Ok(())
+}
+
+fn put_inline<T: Tables>(txn: &mut Txn<'_, T>, inode: &mut Inode, off: u64, bytes: &[u8]) -> Result<()> {
+    if bytes.is_empty() || end_of(off, bytes.len() as u64)? > INLINE_BYTES_MAX as u64 {
+        return Err(Error::new(Kind::Invalid, "commit: inline bytes beyond the head of a file"));
+    }
+    // One record with inline bytes right before it: what is written line by line stays one.
+    let before = overlapping(txn, inode.attr.ino, off.saturating_sub(1), off)?.pop();
+    let (start, bytes) = match before {
+        Some((start, ExtentRecord { place: Place::Inline(mut head), .. })) => {
+            head.truncate((off - start) as usize);
+            head.extend_from_slice(bytes);
+            (start, head)
+        }
+        _ => (off, bytes.to_vec()),
+    };
+    let record = ExtentRecord { birth: txn.seq(), len: bytes.len() as u64, place: Place::Inline(bytes) };
+    place_at(txn, inode, start, &record)
 }
 
 /// A stripe that no record names yet.
@@ -120,7 +164,7 @@ pub(crate) fn compact<T: Tables>(
         let found = txn.tables.get(&keys::extent(ino, expected.off))?;
         let found = found.map(|bytes| ExtentRecord::decode(&bytes)).transpose()?;
         let same = |found: ExtentRecord| {
-            (found.len, found.stripe, found.at) == (expected.len, expected.stripe, expected.at)
+            found.len == expected.len && found.place == Place::Stripe(expected.stripe, expected.at)
         };
         if !found.is_some_and(same) {
             return Err(Error::new(Kind::Busy, "compact: an extent has changed"));
@@ -130,9 +174,9 @@ pub(crate) fn compact<T: Tables>(
     if end - off != len {
         return Err(Error::new(Kind::Invalid, "compact: not as long as the stripe"));
     }
-    add_ref(txn, id)?;
+    let record = ExtentRecord { birth: txn.seq(), len, place: Place::Stripe(id, 0) };
+    add_ref(txn, &record)?;
     cut(txn, ino, off, end)?;
-    let record = ExtentRecord { birth: txn.seq(), len, stripe: id, at: 0 };
     txn.tables.put(keys::extent(ino, off), record.encode());
     Ok(())
 }
@@ -144,7 +188,8 @@ pub(crate) fn append<T: Tables>(
     mtime: Time,
 ) -> Result<Attr> {
     let put = ExtentPut { off: file(txn, ino)?.attr.size, len, stripe, at: 0 };
-    commit(txn, ino, &[(stripe, policy, len)], (&[], &[put]), (0, Some(mtime)))
+    let puts = Puts { stripes: &[(stripe, policy, len)], extents: &[put], ..Puts::default() };
+    commit(txn, ino, &puts, (0, Some(mtime)))
 }
 
 pub(crate) fn punch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, len: u64) -> Result<Attr> {
@@ -184,14 +229,13 @@ pub(crate) fn clone<T: Tables>(
     let mut next = from_off;
     loop {
         let found = seen(txn, next, from_end)?;
-        let Some(&(off, last)) = found.last() else { break };
+        let Some((off, last)) = found.last() else { break };
         next = off + last.len;
         for (off, record) in found {
             let start = off.max(from_off);
             let len = (off + record.len).min(from_end) - start;
-            let record =
-                ExtentRecord { birth: txn.seq(), len, stripe: record.stripe, at: record.at + (start - off) };
-            add_ref(txn, record.stripe)?;
+            let record = record.part(txn.seq(), start - off, len);
+            add_ref(txn, &record)?;
             txn.tables.put(keys::extent(to, to_off + (start - from_off)), record.encode());
             inode.attr.bytes += len;
         }
@@ -207,37 +251,31 @@ pub(crate) fn clone<T: Tables>(
 pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64) -> Result<u64> {
     let mut gone = 0;
     let mut found = overlapping(txn, ino, off, end)?;
-    while let Some(&(start, last)) = found.last() {
-        // What was cut is behind: looking for it again would take quadratic time.
-        let next = start + last.len;
+    // What was cut is behind: looking for it again would take quadratic time.
+    while let Some(next) = found.last().map(|(start, last)| start + last.len) {
         for (start, record) in found {
             let stop = start + record.len;
             gone += stop.min(end) - start.max(off);
             let (keeps_left, keeps_right) = (start < off, stop > end);
             if keeps_left {
-                let left = ExtentRecord { birth: txn.seq(), len: off - start, ..record };
+                let left = record.part(txn.seq(), 0, off - start);
                 txn.tables.put(keys::extent(ino, start), left.encode());
             } else {
                 txn.tables.delete(keys::extent(ino, start));
             }
             if keeps_right {
-                let right = ExtentRecord {
-                    birth: txn.seq(),
-                    len: stop - end,
-                    stripe: record.stripe,
-                    at: record.at + (end - start),
-                };
+                let right = record.part(txn.seq(), end - start, stop - end);
                 txn.tables.put(keys::extent(ino, end), right.encode());
             }
             // What a snapshot holds goes to the history with its reference.
             let parts = u8::from(keeps_left) + u8::from(keeps_right);
             match (parts, history::is_held(txn, record.birth)) {
-                (2, false) | (1, true) => add_ref(txn, record.stripe)?,
+                (2, false) | (1, true) => add_ref(txn, &record)?,
                 (2, true) => {
-                    add_ref(txn, record.stripe)?;
-                    add_ref(txn, record.stripe)?;
+                    add_ref(txn, &record)?;
+                    add_ref(txn, &record)?;
                 }
-                (0, false) => drop_ref(txn, record.stripe)?,
+                (0, false) => drop_ref(txn, &record)?,
                 _ => (),
             }
         }
@@ -264,14 +302,18 @@ fn put_stripe<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId, stripe: Stripe) {
     txn.tables.put(keys::stripe(id), stripe.encode());
 }
 
-fn add_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
+/// An extent more points at its stripe, if it has one.
+fn add_ref<T: Tables>(txn: &mut Txn<'_, T>, extent: &ExtentRecord) -> Result<()> {
+    let Place::Stripe(id, _) = extent.place else { return Ok(()) };
     let mut record = stripe(txn, id)?;
     record.refs = record.refs.checked_add(1).ok_or_else(|| Error::new(Kind::Busy, "stripe: references"))?;
     put_stripe(txn, id, record);
     Ok(())
 }
 
-pub(crate) fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, id: StripeId) -> Result<()> {
+/// An extent less points at its stripe, if it has one.
+pub(crate) fn drop_ref<T: Tables>(txn: &mut Txn<'_, T>, extent: &ExtentRecord) -> Result<()> {
+    let Place::Stripe(id, _) = extent.place else { return Ok(()) };
     let mut record = stripe(txn, id)?;
     record.refs -= 1;
     if record.refs > 0 {

@@ -242,7 +242,7 @@ pub(crate) fn prune<T: Tables>(txn: &mut Txn<'_, T>, from: &[u8], max: u32) -> R
             continue;
         }
         if keys::is_extent(keys::of_history(&key)) {
-            extents::drop_ref(txn, ExtentRecord::decode(&value)?.stripe)?;
+            extents::drop_ref(txn, &ExtentRecord::decode(&value)?)?;
         }
         txn.tables.delete(key);
     }

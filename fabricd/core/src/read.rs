@@ -7,7 +7,7 @@ use kos_types::{
     limits,
 };
 
-use crate::record::{Dentry, ExtentRecord, Inode, Session, State, Stripe};
+use crate::record::{Dentry, ExtentRecord, Inode, Place, Session, State, Stripe};
 use crate::{Tables, keys};
 
 /// Records taken from the tables at once by the listings that answer everything.
@@ -253,13 +253,24 @@ pub fn extents<T: Tables>(tables: &T, ino: Ino, off: u64, len: u64) -> Result<Ex
     // Every extent may have a hole before it.
     let max = limits::EXTENTS_MAX / 2;
     let found = overlapping(tables, ino, off, end, max)?;
-    let complete = found.len() < max;
+    let mut complete = found.len() < max;
+    let mut inline = 0;
     for (start, record) in found {
         let (from, to) = (start.max(off), (start + record.len).min(end));
         if from > at {
             map.extents.push(Extent { off: at, len: from - at, source: Source::Hole });
         }
-        let source = Source::Stripe(record.stripe, record.at + (from - start));
+        if inline >= limits::INLINE_ANSWER_MAX - limits::INLINE_BYTES_MAX {
+            complete = false;
+            break;
+        }
+        let source = match record.part(record.birth, from - start, to - from).place {
+            Place::Stripe(id, at) => Source::Stripe(id, at),
+            Place::Inline(bytes) => {
+                inline += bytes.len();
+                Source::Inline(bytes)
+            }
+        };
         map.extents.push(Extent { off: from, len: to - from, source });
         at = to;
     }

@@ -2,6 +2,7 @@
 
 use alloc::vec::Vec;
 
+use kos_types::limits::INLINE_BYTES_MAX;
 use kos_types::{
     Attr, Class, Compress, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time,
 };
@@ -69,7 +70,7 @@ pub(crate) fn put_time(out: &mut Vec<u8>, time: Time) {
 }
 
 /// Counts up whenever a record's layout changes: "kos" and a number.
-const FORMAT: u64 = 0x6b6f_7300_0000_0004;
+const FORMAT: u64 = 0x6b6f_7300_0000_0005;
 
 /// The state machine's counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -199,31 +200,67 @@ impl Dentry {
     }
 }
 
+/// Where the bytes of an extent are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Place {
+    /// In a stripe, from this byte of its user bytes on.
+    Stripe(StripeId, u64),
+    /// In this record.
+    Inline(Vec<u8>),
+}
+
 /// An extent; its file offset is in the key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExtentRecord {
     /// Commit of this version.
     pub birth: Seq,
     /// Bytes.
     pub len: u64,
-    /// The stripe that holds them.
-    pub stripe: StripeId,
-    /// From this byte of its user bytes on.
-    pub at: u64,
+    /// Where they are.
+    pub place: Place,
 }
 
 impl ExtentRecord {
+    /// `len` of its bytes after the first `skip`, born now.
+    #[must_use]
+    pub fn part(&self, birth: Seq, skip: u64, len: u64) -> Self {
+        let place = match &self.place {
+            Place::Stripe(id, at) => Place::Stripe(*id, at + skip),
+            // An inline extent is small, and callers stay inside it.
+            Place::Inline(bytes) => Place::Inline(bytes[skip as usize..(skip + len) as usize].to_vec()),
+        };
+        Self { birth, len, place }
+    }
+
     /// To bytes.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        [self.birth.0, self.len, self.stripe.0, self.at].iter().flat_map(|v| v.to_le_bytes()).collect()
+        let mut out = self.birth.0.to_le_bytes().to_vec();
+        match &self.place {
+            Place::Stripe(id, at) => {
+                out.push(0);
+                [self.len, id.0, *at].iter().for_each(|v| out.extend_from_slice(&v.to_le_bytes()));
+            }
+            Place::Inline(bytes) => {
+                out.push(1);
+                out.extend_from_slice(bytes);
+            }
+        }
+        out
     }
 
     /// # Errors
     /// `Io` when the bytes are no such record.
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader(bytes);
-        Ok(Self { birth: Seq(r.u64()?), len: r.u64()?, stripe: StripeId(r.u64()?), at: r.u64()? })
+        let birth = Seq(r.u64()?);
+        match r.u8()? {
+            0 => Ok(Self { birth, len: r.u64()?, place: Place::Stripe(StripeId(r.u64()?), r.u64()?) }),
+            1 if (1..=INLINE_BYTES_MAX).contains(&r.0.len()) => {
+                Ok(Self { birth, len: r.0.len() as u64, place: Place::Inline(r.0.to_vec()) })
+            }
+            _ => Err(Error::new(Kind::Io, "extent record: unknown form")),
+        }
     }
 }
 

@@ -193,6 +193,7 @@ mod tests {
             stripes: vec![(StripeId(9), policy, 4 << 20)],
             holes: vec![(0, 4096)],
             extents: vec![ExtentPut { off: 1, len: 2, stripe: StripeId(9), at: 3 }],
+            inline: vec![(5, vec![6; 300])],
             size_min: 7,
             mtime: Some(Time { secs: -1, nanos: 999_999_999 }),
         };

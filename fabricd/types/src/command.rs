@@ -202,7 +202,7 @@ pub enum Op {
         /// Its name with namespace.
         name: Vec<u8>,
     },
-    /// Make written stripes visible, all or none. Replies `Attr`.
+    /// Make written stripes and inline bytes visible, all or none. Replies `Attr`.
     Commit {
         /// The file.
         ino: Ino,
@@ -212,6 +212,9 @@ pub enum Op {
         holes: Vec<(u64, u64)>,
         /// Ranges of the file and where their bytes now are.
         extents: Vec<ExtentPut>,
+        /// Bytes that are kept with the metadata, put last: offset and bytes, all in the first
+        /// [`crate::limits::INLINE_BYTES_MAX`] of the file and together no more.
+        inline: Vec<(u64, Vec<u8>)>,
         /// The file is at least this long afterwards.
         size_min: u64,
         /// Modification time, or keep it.

@@ -14,6 +14,8 @@ pub enum Source {
     Hole,
     /// In a stripe, from this byte of its user bytes on.
     Stripe(StripeId, u64),
+    /// With the metadata: these are the bytes.
+    Inline(Vec<u8>),
 }
 
 /// One range of a file.
@@ -35,7 +37,8 @@ pub struct ExtentMap {
     /// The committed size of the file.
     pub size: u64,
     /// Gap-free from the asked offset, in order, up to the asked end, the end of the file or
-    /// [`crate::limits::EXTENTS_MAX`] ranges, whichever comes first.
+    /// [`crate::limits::EXTENTS_MAX`] ranges, or [`crate::limits::INLINE_ANSWER_MAX`] bytes that are
+    /// inline, whichever comes first.
     pub extents: Vec<Extent>,
 }
 

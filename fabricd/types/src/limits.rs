@@ -15,6 +15,11 @@ pub const LINKS_MAX: u32 = 1_000_000;
 /// User bytes of one stripe: large enough that coding and commits are cheap, small enough to
 /// buffer several per open file.
 pub const STRIPE_BYTES_MAX: usize = 4 << 20;
+/// The largest file whose bytes are kept with its metadata: most files of source trees and mail are
+/// below it, and records stay small enough for the log and the database.
+pub const INLINE_BYTES_MAX: usize = 4096;
+/// Inline bytes answered in one map of extents: it must fit a message.
+pub const INLINE_ANSWER_MAX: usize = 256 << 10;
 /// Bytes of one checksum block.
 pub const BLOCK_BYTES: usize = 4096;
 /// Bytes a mount buffers before writers wait for the flush.

@@ -1,8 +1,10 @@
 //! Writing buffers out: the buffers of many files become few stripes, then each file's commit.
 
-use kos_types::{Attr, Error, Fabric, Kind, Op, Policy, Result, StripeId};
+use kos_types::limits::INLINE_BYTES_MAX;
+use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Policy, Result, StripeId};
 
 use super::deadline::{Deadline, Held};
+use super::dirty::Dirty;
 use super::node::{Node, Taken, attr_of};
 use super::pack::{Packed, pack};
 
@@ -15,6 +17,8 @@ struct Job<'a> {
     node: &'a Node,
     taken: Taken,
     policy: Policy,
+    /// The file is so small that its bytes go with the metadata.
+    inline: bool,
     /// No other flush of this file, and no change of what is committed, until it is done.
     _turn: Held<'a>,
 }
@@ -41,8 +45,12 @@ pub(crate) fn flush<'a, F: Fabric>(
             }
         };
         let Some(taken) = node.take() else { continue };
-        match fabric.policy(node.ino()) {
-            Ok(policy) => jobs.push(Job { node, taken, policy, _turn: turn }),
+        let how = fabric.policy(node.ino()).and_then(|policy| {
+            let inline = is_small(fabric, node.ino(), &taken)?;
+            Ok((policy, inline))
+        });
+        match how {
+            Ok((policy, inline)) => jobs.push(Job { node, taken, policy, inline, _turn: turn }),
             Err(e) => {
                 gone += settle(fabric, node, &taken, Err(e.clone()), keep);
                 report(fabric, node, &e);
@@ -71,6 +79,15 @@ pub(crate) fn flush<'a, F: Fabric>(
     (gone, failed)
 }
 
+/// Whether the whole file fits its metadata once this is committed. Another mount may make it longer
+/// meanwhile: then its head stays there.
+fn is_small<F: Fabric>(fabric: &F, ino: Ino, taken: &Taken) -> Result<bool> {
+    let max = INLINE_BYTES_MAX as u64;
+    let end = taken.dirty.iter().last().map_or(0, |(off, bytes)| off + bytes.len() as u64);
+    // What is known here first: the committed size may be a question to a daemon.
+    Ok(end > 0 && end.max(taken.size.unwrap_or(0)) <= max && fabric.attr(ino)?.size <= max)
+}
+
 fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>, keep: bool) -> usize {
     let gone = node.settle(taken, result, keep);
     fabric.release(node.ino(), gone as u64);
@@ -91,7 +108,8 @@ pub(super) fn is_stale<T>(result: &Result<T>) -> bool {
 
 /// Write and commit files of one policy; an answer for each.
 fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Deadline) -> Vec<Result<Attr>> {
-    let dirty: Vec<_> = jobs.iter().map(|job| &*job.taken.dirty).collect();
+    let none = Dirty::default();
+    let dirty: Vec<_> = jobs.iter().map(|job| if job.inline { &none } else { &*job.taken.dirty }).collect();
     let plan = pack(&dirty);
     let packed = &plan.stripes;
     let mut ids = Vec::with_capacity(packed.len());
@@ -122,8 +140,11 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Dead
                 }
             }
             let holes = plan.holes(file);
+            let own = job.inline.then(|| job.taken.dirty.iter().map(|(off, bytes)| (off, bytes.to_vec())));
+            let inline = own.into_iter().flatten().collect();
             let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
-            let reply = fabric.propose(Op::Commit { ino, stripes, holes, extents, size_min, mtime })?;
+            let reply =
+                fabric.propose(Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime })?;
             brought.into_iter().for_each(|at| introduced[at] = true);
             attr_of(reply)
         })

@@ -163,11 +163,15 @@ impl Node {
             for extent in &map.extents {
                 let part = &mut out[(extent.off - off) as usize..(extent.off - off + extent.len) as usize];
                 end = extent.off + extent.len;
-                if let Source::Stripe(id, at) = extent.source {
-                    deadline.check("read: the fabric is too slow")?;
-                    match fabric.read_stripe(id, at, part) {
-                        Err(e) if e.kind() == Kind::NotFound => gone = true,
-                        other => other?,
+                match &extent.source {
+                    Source::Hole => (),
+                    Source::Inline(bytes) => part.copy_from_slice(bytes),
+                    &Source::Stripe(id, at) => {
+                        deadline.check("read: the fabric is too slow")?;
+                        match fabric.read_stripe(id, at, part) {
+                            Err(e) if e.kind() == Kind::NotFound => gone = true,
+                            other => other?,
+                        }
                     }
                 }
             }
@@ -287,6 +291,7 @@ impl Node {
                 stripes: Vec::new(),
                 holes: vec![(off, len)],
                 extents: Vec::new(),
+                inline: Vec::new(),
                 size_min,
                 mtime: Some(now()),
             },

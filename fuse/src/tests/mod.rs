@@ -7,6 +7,7 @@ mod names;
 mod privileges;
 mod random;
 mod slow;
+mod small;
 
 use std::path::Path;
 use std::sync::Arc;

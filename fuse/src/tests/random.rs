@@ -17,6 +17,8 @@ use crate::fs::{Allocate, Fs};
 
 /// Files stay below this: more than a stripe, and small enough to be read whole.
 const BYTES_MAX: usize = 5 << 20;
+/// Small files do: about half of them fit the metadata.
+const SMALL_MAX: usize = 9000;
 const NAMES: [&str; 2] = ["a", "b"];
 
 /// What is tested: two files, called 0 and 1.
@@ -60,11 +62,12 @@ fn data(rng: &mut Rng, len: usize) -> Vec<u8> {
     if rng.below(4) == 0 { vec![0; len] } else { rng.bytes(len) }
 }
 
-fn compare(target: &mut impl Target, rng: &mut Rng, steps: usize) -> Bytes {
+/// Files stay below `max`.
+fn compare(target: &mut impl Target, rng: &mut Rng, steps: usize, max: usize) -> Bytes {
     let mut bytes = Bytes::default();
     for step in 0..steps {
         let file = rng.below(2);
-        let (off, len) = range(rng, BYTES_MAX);
+        let (off, len) = range(rng, max);
         let size = bytes[file].len();
         match rng.below(20) {
             0..6 => {
@@ -72,7 +75,7 @@ fn compare(target: &mut impl Target, rng: &mut Rng, steps: usize) -> Bytes {
                 target.write(file, off, &data);
                 write(&mut bytes[file], off, &data);
             }
-            6..8 if size + len <= BYTES_MAX => {
+            6..8 if size + len <= max => {
                 let data = data(rng, len);
                 target.append(file, &data);
                 write(&mut bytes[file], size, &data);
@@ -101,10 +104,10 @@ fn compare(target: &mut impl Target, rng: &mut Rng, steps: usize) -> Bytes {
                     bytes[file].resize(size.max(off + len), 0);
                 }
             }
-            12 => copy(target, rng, &mut bytes, (file, off, len), step),
+            12 => copy(target, rng, &mut bytes, (file, off, len), (step, max)),
             13 => target.flush(file),
             14 if rng.below(5) == 0 => target.restart(),
-            15 => check_seek(target, rng, file, &bytes[file], step),
+            15 => check_seek(target, rng, file, &bytes[file], (step, max)),
             _ => {
                 let out = target.read(file, off, len);
                 let end = size.min(off + len);
@@ -125,9 +128,9 @@ fn copy(
     rng: &mut Rng,
     bytes: &mut Bytes,
     (file, off, len): (usize, usize, usize),
-    step: usize,
+    (step, max): (usize, usize),
 ) {
-    let (to, to_off) = (rng.below(2), rng.below(BYTES_MAX - len + 1));
+    let (to, to_off) = (rng.below(2), rng.below(max - len + 1));
     if file == to && off < to_off + len && to_off < off + len {
         return;
     }
@@ -141,8 +144,14 @@ fn copy(
 }
 
 /// Holes hold nothing, data and holes end where the file does.
-fn check_seek(target: &mut impl Target, rng: &mut Rng, file: usize, bytes: &[u8], step: usize) {
-    let off = rng.below(BYTES_MAX);
+fn check_seek(
+    target: &mut impl Target,
+    rng: &mut Rng,
+    file: usize,
+    bytes: &[u8],
+    (step, max): (usize, usize),
+) {
+    let off = rng.below(max);
     let data = target.seek(file, off, true);
     let hole = target.seek(file, off, false);
     if off >= bytes.len() {
@@ -207,11 +216,12 @@ impl Target for &Direct {
 #[test]
 fn the_filesystem_equals_a_byte_array() {
     let mut rng = Rng::seeded(1);
-    for _ in 0..6 {
+    for round in 0..18 {
+        let max = if round % 3 == 0 { BYTES_MAX } else { SMALL_MAX };
         let (model, fs) = unmounted();
         let files = NAMES.map(|name| create(&fs, name));
         let mut target = &Direct { fs, files };
-        let bytes = compare(&mut target, &mut rng, 500);
+        let bytes = compare(&mut target, &mut rng, 500, max);
         // What is flushed is all of it.
         target.restart();
         assert_eq!(model.reserved.load(Ordering::Relaxed), 0, "no more is set aside than is buffered");
@@ -232,7 +242,8 @@ fn the_filesystem_equals_a_byte_array() {
 #[test]
 fn the_filesystem_equals_a_byte_array_while_it_is_flushed() {
     let mut rng = Rng::seeded(2);
-    for _ in 0..4 {
+    for round in 0..8 {
+        let max = if round % 2 == 0 { BYTES_MAX } else { SMALL_MAX };
         let (model, fs) = unmounted();
         let files = NAMES.map(|name| create(&fs, name));
         let target = &Direct { fs, files };
@@ -245,7 +256,7 @@ fn the_filesystem_equals_a_byte_array_while_it_is_flushed() {
                 }
             });
             let stops = StopWhenDropped(&stop);
-            compare(&mut { target }, &mut rng, 500);
+            compare(&mut { target }, &mut rng, 500, max);
             drop(stops);
         });
         target.fs.flush_all().expect("flush");
@@ -404,7 +415,7 @@ impl Target for Mount {
 fn a_mount_equals_a_byte_array_by_descriptors_of_every_kind() {
     let mut rng = Rng::seeded(3);
     let mut target = Mount::new(rng.split(), 4);
-    compare(&mut target, &mut rng, 2000);
+    compare(&mut target, &mut rng, 2000, BYTES_MAX);
 }
 
 /// No request waits for another one: of pages that are dirty in a mapping, for instance.
@@ -412,5 +423,5 @@ fn a_mount_equals_a_byte_array_by_descriptors_of_every_kind() {
 fn one_thread_serves_descriptors_of_every_kind() {
     let mut rng = Rng::seeded(4);
     let mut target = Mount::new(rng.split(), 1);
-    compare(&mut target, &mut rng, 1000);
+    compare(&mut target, &mut rng, 1000, BYTES_MAX);
 }

@@ -108,13 +108,13 @@ fn a_write_that_fails_has_buffered_nothing() {
     assert!(fs.read(file, 0, written - part.len() as u64, part.len()).expect("read") == part);
 }
 
-/// Small files of one flush share a stripe, and the first commit brings it in.
+/// Files of one flush share a stripe, and the first commit brings it in.
 #[test]
 fn a_refused_commit_fails_its_own_file_only() {
     let (model, fs) = unmounted();
     let files = ["a", "b", "c"].map(|name| create(&fs, name));
     for file in files {
-        fs.write(file, Some(0), &file.0.to_le_bytes(), false).expect("write");
+        fs.write(file, Some(0), &file.0.to_le_bytes().repeat(1000), false).expect("write");
     }
     let handles = files.map(|file| fs.open(file, libc::O_RDWR).expect("open").0);
     model.refused.store(files[0].0, Ordering::Relaxed);

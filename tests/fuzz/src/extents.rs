@@ -12,8 +12,15 @@ const BYTES: u64 = 64;
 /// Enough for every state, few enough to be fast.
 const STEPS_MAX: u64 = 100;
 
-/// Where each byte below the file's end is: nowhere, or at a byte of a stripe.
-type Model = Vec<Option<(StripeId, u64)>>;
+/// Where a byte is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Byte {
+    In(StripeId, u64),
+    Inline(u8),
+}
+
+/// Where each byte below the file's end is; none in a hole.
+type Model = Vec<Option<Byte>>;
 
 pub(crate) fn run(data: &[u8]) {
     let mut input = Input(data);
@@ -41,6 +48,7 @@ fn step(fs: &mut Fs, inos: [Ino; 2], models: &mut [Model; 2], (id, input): (Stri
     let which = usize::from(choice & 1);
     let (ino, off, len) = (inos[which], input.below(BYTES), input.below(BYTES));
     match choice >> 1 & 3 {
+        0 if choice >> 4 & 1 == 1 => inline(fs, ino, &mut models[which], (off, input)),
         0 => commit(fs, ino, &mut models[which], (off, len), (id, input)),
         1 => {
             fs.run(Op::Punch { ino, off, len }).expect("punches");
@@ -82,8 +90,15 @@ fn commit(
         .collect();
     let holes = if input.below(2) == 1 { vec![hole] } else { Vec::new() };
     let stripes = vec![(id, Policy::default(), stripe_len)];
-    let op =
-        Op::Commit { ino, stripes, holes: holes.clone(), extents: extents.clone(), size_min: 0, mtime: None };
+    let op = Op::Commit {
+        ino,
+        stripes,
+        holes: holes.clone(),
+        extents: extents.clone(),
+        inline: Vec::new(),
+        size_min: 0,
+        mtime: None,
+    };
     // Ranges that overlap may be refused; a refusal changes nothing.
     if fs.run(op).is_err() {
         return;
@@ -92,12 +107,28 @@ fn commit(
         model.iter_mut().skip(off as usize).take(len as usize).for_each(|byte| *byte = None);
     }
     for ExtentPut { off, len, stripe, at } in extents {
-        let bytes: Model = (at..at + len).map(|byte| Some((stripe, byte))).collect();
+        let bytes: Model = (at..at + len).map(|byte| Some(Byte::In(stripe, byte))).collect();
         put(model, off, &bytes);
     }
 }
 
-fn put(model: &mut Model, off: u64, bytes: &[Option<(StripeId, u64)>]) {
+fn inline(fs: &mut Fs, ino: Ino, model: &mut Model, (off, input): (u64, &mut Input<'_>)) {
+    let bytes: Vec<u8> = (0..1 + input.below(BYTES)).map(|_| input.u8()).collect();
+    let own: Model = bytes.iter().map(|&byte| Some(Byte::Inline(byte))).collect();
+    let op = Op::Commit {
+        ino,
+        stripes: Vec::new(),
+        holes: Vec::new(),
+        extents: Vec::new(),
+        inline: vec![(off, bytes)],
+        size_min: 0,
+        mtime: None,
+    };
+    fs.run(op).expect("inline bytes");
+    put(model, off, &own);
+}
+
+fn put(model: &mut Model, off: u64, bytes: &[Option<Byte>]) {
     let end = off as usize + bytes.len();
     model.resize(model.len().max(end), None);
     model[off as usize..end].copy_from_slice(bytes);
@@ -109,13 +140,15 @@ fn check(fs: &Fs, ino: Ino, model: &Model) {
     let mut found = Model::new();
     for extent in &map.extents {
         assert!(extent.off == found.len() as u64 && extent.len > 0, "gap-free: {map:?}");
-        found.extend((0..extent.len).map(|byte| match extent.source {
+        found.extend((0..extent.len).map(|byte| match &extent.source {
             Source::Hole => None,
-            Source::Stripe(id, at) => Some((id, at + byte)),
+            Source::Stripe(id, at) => Some(Byte::In(*id, at + byte)),
+            Source::Inline(bytes) => Some(Byte::Inline(bytes[byte as usize])),
         }));
     }
     assert_eq!(&found, model);
-    for (id, _) in model.iter().flatten() {
+    for byte in model.iter().flatten() {
+        let Byte::In(id, _) = byte else { continue };
         let stripe = read::stripe(&fs.0, *id).expect("reads");
         assert!(stripe.is_some_and(|stripe| stripe.refs > 0), "{id:?} is used and gone");
     }

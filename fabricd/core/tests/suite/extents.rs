@@ -46,9 +46,10 @@ fn map(fs: &Fs, ino: Ino, off: u64, len: u64) -> Vec<Extent> {
 /// The stripe's byte at each byte of the file.
 fn bytes(extents: &[Extent]) -> Vec<Option<u64>> {
     let each = extents.iter().flat_map(|extent| {
-        (0..extent.len).map(|i| match extent.source {
+        (0..extent.len).map(|i| match &extent.source {
             Source::Stripe(_, at) => Some(at + i),
             Source::Hole => None,
+            Source::Inline(bytes) => Some(u64::from(bytes[i as usize])),
         })
     });
     each.collect()
@@ -161,7 +162,7 @@ fn references_are_counted_to_the_last() {
     let extents = vec![ExtentPut { off: 20, len: 1, stripe: STRIPE, at: 0 }];
     let stripes: Vec<(StripeId, Policy, u64)> = Vec::new();
     let more = [
-        Op::Commit { ino, stripes, holes: Vec::new(), extents, size_min: 0, mtime: None },
+        Op::Commit { ino, stripes, holes: Vec::new(), extents, inline: Vec::new(), size_min: 0, mtime: None },
         Op::Punch { ino, off: 4, len: 1 },
         Op::Clone { from: ino, from_off: 0, to: ino, to_off: 20, len: 5 },
     ];

@@ -74,6 +74,14 @@ impl Fs {
     ) -> Result<Reply> {
         let extents = at.iter().map(|&(off, len, at)| ExtentPut { off, len, stripe: id, at }).collect();
         let stripes = vec![(id, Policy::default(), len)];
-        self.run(Op::Commit { ino, stripes, holes: Vec::new(), extents, size_min: 0, mtime: None })
+        let (holes, inline) = (Vec::new(), Vec::new());
+        self.run(Op::Commit { ino, stripes, holes, extents, inline, size_min: 0, mtime: None })
+    }
+
+    /// Commit bytes that stay with the metadata.
+    pub(crate) fn inline(&mut self, ino: Ino, inline: &[(u64, &[u8])]) -> Result<Reply> {
+        let inline = inline.iter().map(|&(off, bytes)| (off, bytes.to_vec())).collect();
+        let (stripes, holes, extents) = (Vec::new(), Vec::new(), Vec::new());
+        self.run(Op::Commit { ino, stripes, holes, extents, inline, size_min: 0, mtime: None })
     }
 }

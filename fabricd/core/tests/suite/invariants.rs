@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use kos_core::quota::Account;
-use kos_core::record::{Dentry, ExtentRecord, Inode, SnapshotRecord, State, Stripe, Usage};
+use kos_core::record::{Dentry, ExtentRecord, Inode, Place, SnapshotRecord, State, Stripe, Usage};
 use kos_core::{MemTables, keys};
+use kos_types::limits::INLINE_BYTES_MAX;
 use kos_types::{FileKind, Ino, JOBS, ROOT, Seq, StripeId};
 
 /// All records, by the fields of their keys.
@@ -25,12 +26,19 @@ struct All {
     usage: BTreeMap<Account, Usage>,
     tombstones: BTreeSet<StripeId>,
     snapshots: Vec<SnapshotRecord>,
-    /// Old records: when each was born and died, and the stripe it points at.
+    /// Old records: when each was born and died, and the stripe it points at, if any.
     history: Vec<(Seq, Seq, Option<StripeId>)>,
 }
 
 fn le(bytes: &[u8]) -> u64 {
     u64::from_le_bytes(bytes[..8].try_into().expect("eight bytes"))
+}
+
+fn stripe_of(extent: &ExtentRecord) -> Option<StripeId> {
+    match extent.place {
+        Place::Stripe(id, _) => Some(id),
+        Place::Inline(_) => None,
+    }
 }
 
 impl All {
@@ -78,7 +86,7 @@ impl All {
             b'H' => {
                 let extent = (key[1] == b'E').then(|| ExtentRecord::decode(value).expect("old extent"));
                 let (birth, death) = (Seq(le(value)), keys::death(key));
-                self.history.push((birth, death, extent.map(|extent| extent.stripe)));
+                self.history.push((birth, death, extent.and_then(|extent| stripe_of(&extent))));
             }
             b'C' | b'K' | b'F' => (),
             other => panic!("unknown table {other}"),
@@ -165,15 +173,26 @@ impl All {
         let mut mapped: BTreeMap<Ino, (u64, u64)> = BTreeMap::new();
         for ((ino, off), extent) in &self.extents {
             let inode = self.inodes.get(ino).unwrap_or_else(|| panic!("an extent of {ino:?}, which is gone"));
-            let stripe = self.stripes.get(&extent.stripe).unwrap_or_else(|| panic!("{extent:?}: no stripe"));
             let (end, bytes) = mapped.entry(*ino).or_default();
             assert_eq!(inode.attr.kind, FileKind::File, "{ino:?}");
-            assert!(extent.len > 0 && extent.at + extent.len <= stripe.len, "{extent:?} in {stripe:?}");
+            assert!(extent.len > 0, "{ino:?}: {extent:?} at {off}");
+            match &extent.place {
+                Place::Stripe(id, at) => {
+                    let stripe = self.stripes.get(id).unwrap_or_else(|| panic!("{extent:?}: no stripe"));
+                    assert!(at + extent.len <= stripe.len, "{extent:?} in {stripe:?}");
+                    *refs.entry(*id).or_default() += 1;
+                }
+                Place::Inline(bytes) => {
+                    assert!(
+                        bytes.len() as u64 == extent.len && bytes.len() <= INLINE_BYTES_MAX,
+                        "{extent:?}"
+                    );
+                }
+            }
             assert!(*off >= *end, "{ino:?}: {extent:?} at {off} overlaps the one before");
             *end = off + extent.len;
             *bytes += extent.len;
             assert!(*end <= inode.attr.size, "{ino:?}: {extent:?} at {off}, size {}", inode.attr.size);
-            *refs.entry(extent.stripe).or_default() += 1;
         }
         for (.., stripe) in &self.history {
             if let Some(stripe) = stripe {

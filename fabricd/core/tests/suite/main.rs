@@ -4,6 +4,7 @@
 mod compact;
 mod extents;
 mod fs;
+mod inline;
 mod invariants;
 mod job;
 mod lease;

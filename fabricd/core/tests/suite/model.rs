@@ -6,7 +6,7 @@ use kos_core::{Applied, AsOf, Effect, MemTables, Tables, apply, initialise, read
 use kos_types::{Command, Error, FileKind, Ino, Kind, Op, Origin, ROOT, Reply, Source, StripeId, Time};
 
 use crate::ops::Ops;
-use crate::spec::Spec;
+use crate::spec::{Byte, Spec};
 use crate::{invariants, rng};
 
 const SEEDS: u64 = 300;
@@ -152,8 +152,15 @@ fn same_bytes<T: Tables>(tables: &T, spec: &Spec, ino: Ino, what: &str) {
     for extent in map.extents {
         assert_eq!(extent.off, at, "a gap after {what}");
         at += extent.len;
-        if let Source::Stripe(id, from) = extent.source {
-            bytes.extend((0..extent.len).map(|i| (extent.off + i, (id, from + i))));
+        match extent.source {
+            Source::Hole => (),
+            Source::Stripe(id, from) => {
+                bytes.extend((0..extent.len).map(|i| (extent.off + i, Byte::In(id, from + i))));
+            }
+            Source::Inline(own) => {
+                assert_eq!(own.len() as u64, extent.len, "inline bytes after {what}");
+                bytes.extend((extent.off..).zip(own.into_iter().map(Byte::Inline)));
+            }
         }
     }
     assert_eq!(at, map.size, "{what}");

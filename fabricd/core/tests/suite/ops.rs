@@ -259,7 +259,8 @@ impl Ops {
         let size_min = if self.rng.one_in(2) { self.offset() } else { 0 };
         let mtime = self.rng.one_in(2).then(|| self.time());
         let holes = (0..self.rng.within(0..3)).map(|_| (self.offset(), self.rng.within(0..BYTES))).collect();
-        Op::Commit { ino, stripes, holes, extents, size_min, mtime }
+        let inline = (0..self.of(&[0, 0, 0, 1, 1, 2])).map(|_| self.inline()).collect();
+        Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime }
     }
 
     /// A part of a stripe somewhere in a file; rarely more than the stripe has.
@@ -269,6 +270,13 @@ impl Ops {
         let len = if self.rng.one_in(100) { 0 } else { self.rng.within(1..stripe_len - at + 1) + beyond };
         let off = if self.rng.one_in(100) { u64::MAX - 2 } else { self.rng.within(0..BYTES) };
         ExtentPut { off, len, stripe, at }
+    }
+
+    /// Bytes for the metadata; rarely none, or beyond what may be there.
+    fn inline(&mut self) -> (u64, Vec<u8>) {
+        let off = if self.rng.one_in(60) { 4090 } else { self.rng.within(0..BYTES) };
+        let len = if self.rng.one_in(100) { 0 } else { self.rng.within(1..20) };
+        (off, (0..len).map(|_| self.rng.within(0..256) as u8).collect())
     }
 
     fn copy(&mut self, spec: &Spec) -> Op {

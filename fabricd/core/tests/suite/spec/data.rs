@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use kos_types::{Attr, ExtentPut, FileKind, Ino, Kind, Policy, StripeId, Time};
 
-use super::{Node, Result, Spec};
+use super::{Byte, Node, Result, Spec};
+
+/// Holes, extents and inline bytes.
+type Puts<'a> = (&'a [(u64, u64)], &'a [ExtentPut], &'a [(u64, Vec<u8>)]);
 
 fn end_of(off: u64, len: u64) -> Result<u64> {
     let end = u128::from(off) + u128::from(len);
@@ -16,7 +19,7 @@ impl Spec {
         &mut self,
         ino: Ino,
         stripes: &[(StripeId, Policy, u64)],
-        (holes, extents): (&[(u64, u64)], &[ExtentPut]),
+        (holes, extents, inline): Puts<'_>,
         (size_min, mtime): (u64, Option<Time>),
     ) -> Result<Attr> {
         self.file(ino)?;
@@ -45,7 +48,20 @@ impl Spec {
             }
             unnamed.remove(&put.stripe);
             let node = self.file(ino)?;
-            node.data.extend((0..put.len).map(|i| (put.off + i, (put.stripe, put.at + i))));
+            node.data.extend((0..put.len).map(|i| (put.off + i, Byte::In(put.stripe, put.at + i))));
+            node.attr.size = node.attr.size.max(end);
+            self.bury(&unnamed);
+        }
+        if inline.iter().flat_map(|(_, bytes)| bytes).count() > 4096 {
+            return Err(Kind::Invalid);
+        }
+        for (off, bytes) in inline {
+            let end = end_of(*off, bytes.len() as u64)?;
+            if bytes.is_empty() || end > 4096 {
+                return Err(Kind::Invalid);
+            }
+            let node = self.file(ino)?;
+            node.data.extend((*off..).zip(bytes.iter().map(|&byte| Byte::Inline(byte))));
             node.attr.size = node.attr.size.max(end);
             self.bury(&unnamed);
         }
@@ -114,8 +130,13 @@ impl Spec {
     /// Stripes no byte is in, now or in a snapshot, are dead, but for those a commit has yet to name.
     pub(super) fn bury(&mut self, unnamed: &BTreeSet<StripeId>) {
         let past = self.snapshots.values().flat_map(|(_, nodes)| nodes.values());
-        let used: BTreeSet<StripeId> =
-            self.nodes.values().chain(past).flat_map(|node| node.data.values()).map(|byte| byte.0).collect();
+        let bytes = self.nodes.values().chain(past).flat_map(|node| node.data.values());
+        let used: BTreeSet<StripeId> = bytes
+            .filter_map(|byte| match byte {
+                Byte::In(id, _) => Some(*id),
+                Byte::Inline(_) => None,
+            })
+            .collect();
         let since = self.now.secs.max(0).cast_unsigned();
         let dead: Vec<StripeId> =
             self.stripes.keys().filter(|id| !used.contains(id) && !unnamed.contains(id)).copied().collect();

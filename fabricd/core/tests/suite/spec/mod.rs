@@ -1,5 +1,5 @@
 //! The model: a tree in memory that is obviously right and never fast. It counts instead of keeping
-//! counters, and knows a file as one (stripe, byte) for each byte that is mapped.
+//! counters, and knows a file as the place of each byte that is mapped.
 
 mod attrs;
 mod data;
@@ -12,6 +12,15 @@ use kos_types::{Attr, Command, ExtentPut, FileKind, Ino, Kind, Op, ROOT, Reply, 
 /// An error is its kind.
 pub(crate) type Result<T> = std::result::Result<T, Kind>;
 
+/// Where one byte of a file is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Byte {
+    /// This byte of a stripe.
+    In(StripeId, u64),
+    /// With the metadata: the byte.
+    Inline(u8),
+}
+
 /// An inode.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
@@ -20,7 +29,7 @@ pub(crate) struct Node {
     pub(crate) target: Vec<u8>,
     /// A directory's entries, in the order of listings.
     pub(crate) names: Vec<(Vec<u8>, Ino)>,
-    pub(crate) data: BTreeMap<u64, (StripeId, u64)>,
+    pub(crate) data: BTreeMap<u64, Byte>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
 }
 
@@ -67,9 +76,11 @@ impl Spec {
                 self.set_xattr(*ino, name, value, *mode).map(|()| Reply::Done)
             }
             Op::RemoveXattr { ino, name } => self.remove_xattr(*ino, name).map(|()| Reply::Done),
-            Op::Commit { ino, stripes, holes, extents, size_min, mtime } => {
+            Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime } => {
                 let before = self.clone();
-                let done = self.commit(*ino, stripes, (holes, extents), (*size_min, *mtime)).map(Reply::Attr);
+                let done = self
+                    .commit(*ino, stripes, (holes, extents, inline), (*size_min, *mtime))
+                    .map(Reply::Attr);
                 if done.is_err() {
                     *self = before;
                 }
@@ -80,7 +91,8 @@ impl Spec {
                 let off = self.file(*ino)?.attr.size;
                 let put = ExtentPut { off, len: *len, stripe: *stripe, at: 0 };
                 let stripes = [(*stripe, *policy, *len)];
-                let done = self.commit(*ino, &stripes, (&[], &[put]), (0, Some(*mtime))).map(Reply::Attr);
+                let done =
+                    self.commit(*ino, &stripes, (&[], &[put], &[]), (0, Some(*mtime))).map(Reply::Attr);
                 if done.is_err() {
                     *self = before;
                 }
