@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use kos_core::record::{ExtentRecord, Place, Stripe};
 use kos_core::{Tables, keys, policy, read};
 use kos_types::limits::STRIPE_BYTES_MAX;
-use kos_types::{Error, ExtentPut, Ino, Kind, Op, Origin, Policy, Result, Seq, StripeId};
+use kos_types::{Error, ExtentPut, Ino, Kind, Op, Origin, Pin, Policy, Result, Seq, StripeId};
 
 use crate::node::Inner;
 use crate::worker::{Stop, Worker};
@@ -167,6 +167,10 @@ impl Pass<'_> {
             // The file changed meanwhile, or is gone.
             Err(e) if matches!(e.kind(), Kind::Busy | Kind::Stale | Kind::NotFound) => {
                 counters.compact_lost.fetch_add(1, Ordering::Relaxed)
+            }
+            // Memory is full of what is pinned; others may still be helped.
+            Err(e) if e.kind() == Kind::NoSpace && policy.pin == Pin::Ram => {
+                counters.compact_failed.fetch_add(1, Ordering::Relaxed)
             }
             // Reads of it fail as well, and are told of.
             Err(e) if e.kind() == Kind::Io => counters.compact_failed.fetch_add(1, Ordering::Relaxed),

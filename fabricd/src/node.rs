@@ -10,8 +10,8 @@ use kos_core::quota::{self, Usage};
 use kos_core::{AsOf, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::{
-    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Policy,
-    Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId, Time,
+    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Pin,
+    Policy, Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::bell::Bell;
@@ -24,7 +24,7 @@ use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
-use crate::{collector, compact, rebuild, scrub, shards};
+use crate::{collector, compact, rebuild, room, scrub, shards, spill};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -145,11 +145,11 @@ impl Node {
             }
         }
         let live: Vec<_> = index.iter().map(|&(_, _, spot)| spot).collect();
-        let tiers = Tiers::open(&options.places(), ram, &live)?;
+        let counters = Arc::new(Counters::default());
+        let tiers = Tiers::open(&options.places(), ram, &live, Arc::clone(&counters))?;
         for failed in tiers.failed() {
             events.add("failed", &failed.to_string());
         }
-        let counters = Arc::new(Counters::default());
         let inner = Inner {
             stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
             db,
@@ -173,7 +173,7 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
-        let workers = [collector::start, compact::start, rebuild::start, scrub::start]
+        let workers = [collector::start, compact::start, rebuild::start, scrub::start, spill::start]
             .map(|start| start(Arc::clone(&inner)));
         let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { inner, workers })
@@ -314,7 +314,13 @@ impl Inner {
 
     pub(crate) fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
         let id = self.ids.next(|| self.open_batch())?;
-        self.stripes.write(id, policy, data)?;
+        match self.stripes.write(id, policy, data) {
+            Err(e) if e.kind() == Kind::NoSpace && policy.pin == Pin::Ram => {
+                spill::make_room(self, room::coded(policy, data.len() as u64))?;
+                self.stripes.write(id, policy, data)?;
+            }
+            result => result?,
+        }
         Ok(id)
     }
 
@@ -446,6 +452,11 @@ impl Fabric for Node {
             // What was deleted may have left its bytes.
             Err(e) if e.kind() == Kind::NoSpace => {
                 self.collect()?;
+                let policy = policy::of(&*inner.db, ino)?;
+                if policy.pin == Pin::Ram {
+                    let needed = inner.stripes.tiers().kept().saturating_add(room::coded(policy, bytes));
+                    spill::make_room(inner, needed)?;
+                }
                 reserve()
             }
             result => result,
@@ -453,7 +464,7 @@ impl Fabric for Node {
     }
 
     fn release(&self, ino: Ino, bytes: u64) {
-        self.inner.rooms.release(ino, bytes);
+        self.inner.rooms.release(self.inner.stripes.tiers(), ino, bytes);
     }
 
     fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use kos_code::compress::Layout;
 use kos_code::{shard, stripe};
 use kos_core::{keys, read, record};
-use kos_types::{Error, Geometry, Kind, Result, StripeId};
+use kos_types::{Class, Error, Geometry, Kind, Pin, Policy, Result, StripeId};
 
 use crate::shards::{self, Indexed};
 use crate::standing::{self, excess, has_room};
@@ -17,13 +17,13 @@ use crate::tiers::Spot;
 const HEAL_BYTES: u64 = 64 << 20;
 
 /// A shard in a new spot that the index does not name yet.
-struct Move {
-    id: StripeId,
-    index: u8,
-    old: Option<Spot>,
-    new: Spot,
+pub(crate) struct Move {
+    pub(crate) id: StripeId,
+    pub(crate) index: u8,
+    pub(crate) old: Option<Spot>,
+    pub(crate) new: Spot,
     /// The old one was lost or damaged.
-    repairs: bool,
+    pub(crate) repairs: bool,
 }
 
 /// All bytes of a stripe.
@@ -93,7 +93,8 @@ impl Stripes {
         let mut rest = index;
         self.db.each(keys::STRIPES, |key, value| {
             let id = StripeId(keys::field(key, 1));
-            let geometry = record::Stripe::decode(value)?.policy.geometry;
+            let policy = record::Stripe::decode(value)?.policy;
+            let geometry = policy.geometry;
             // Shards of stripes that are dead but not yet collected come between.
             rest = &rest[rest.partition_point(|shard| shard.0 < id)..];
             let mut good = vec![None; geometry.n()];
@@ -101,6 +102,13 @@ impl Stripes {
                 if let Some(place) = good.get_mut(usize::from(index)) {
                     *place = Some(spot).filter(|spot| self.tiers().holds(spot));
                 }
+            }
+            if policy.pin == Pin::Ram && policy.class != Class::Disk {
+                if good.iter().flatten().any(|spot| !spot.ram) {
+                    self.recency.want(id);
+                }
+            } else if good.iter().flatten().any(|spot| spot.ram) {
+                self.recency.insert(id);
             }
             self.standings.update(id, |_| Ok(standing::judge(geometry, &good, 0, live)))
         })
@@ -117,7 +125,7 @@ impl Stripes {
     }
 
     /// Where the shards are that are there and not known to be damaged.
-    fn good(&self, id: StripeId, geometry: Geometry, damaged: u32) -> Result<Vec<Option<Spot>>> {
+    pub(crate) fn good(&self, id: StripeId, geometry: Geometry, damaged: u32) -> Result<Vec<Option<Spot>>> {
         let good = |spot: &Spot, index| damaged >> index & 1 == 0 && self.tiers().holds(spot);
         let spot = |index| Ok(self.shards.spot(id, index)?.filter(|spot| good(spot, index)));
         (0..).take(geometry.n()).map(spot).collect()
@@ -260,7 +268,9 @@ impl Stripes {
                 continue;
             };
             let old = self.shards.spot(id, index)?;
-            let new = self.append((id, index), record.policy, &decoded.layout, &beside, payload)?;
+            // Without room in memory a pinned one is better on disk than lost.
+            let policy = Policy { pin: Pin::None, ..record.policy };
+            let new = self.append((id, index), policy, &decoded.layout, &beside, payload)?;
             beside.push(new);
             moves.push(Move { id, index, old, new, repairs: true });
         }
@@ -269,7 +279,7 @@ impl Stripes {
 
     /// Put moved shards in force: they are stable before the index names them, and `sync` makes
     /// the index stable before the old bytes go. What has died meanwhile is dropped.
-    fn put(&self, moves: Vec<Move>, sync: impl Fn() -> Result<()>) -> Result<()> {
+    pub(crate) fn put(&self, moves: Vec<Move>, sync: impl Fn() -> Result<()>) -> Result<()> {
         let new: Vec<Spot> = moves.iter().map(|m| m.new).collect();
         let places: BTreeSet<usize> = new.iter().filter(|spot| !spot.ram).map(|spot| spot.place).collect();
         if let Err(e) = self.sync_places(&places) {
@@ -307,8 +317,11 @@ impl Stripes {
             }
         }
         self.db.write(records)?;
-        for Move { id, index, .. } in moves {
+        for Move { id, index, new, .. } in moves {
             self.shards.forget(*id, *index);
+            if new.ram && !dead.contains(id) {
+                self.recency.insert(*id);
+            }
         }
         Ok(dead)
     }
@@ -412,7 +425,7 @@ impl Stripes {
         let allowed = |at| has_room(geometry, &good, live, at);
         let parts: [&[u8]; 3] = [&header, &payload, &table];
         let first = (id.0 as usize).wrapping_add(usize::from(index));
-        let new = self.tiers().append_where(record.policy.class, first, &beside, &parts, allowed)?;
+        let new = self.tiers().append_where(record.policy.into(), first, &beside, &parts, allowed)?;
         *bytes += 2 * new.location.len;
         moves.push(Move { id, index, old: Some(old), new, repairs: false });
         Ok(())

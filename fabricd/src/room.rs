@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use kos_core::quota::{self, Account};
 use kos_core::{Tables, policy, read};
-use kos_types::{Class, Error, Ino, Kind, Policy, Result};
+use kos_types::{Error, Ino, Kind, Policy, Result};
 
-use crate::tiers::Tiers;
+use crate::tiers::{Tier, Tiers};
 
 /// How old the figures of free space may be: a write would rather not ask every disk.
 const FREE_AGE_MAX: Duration = Duration::from_millis(20);
@@ -34,6 +34,8 @@ struct State {
     /// Coded bytes for the disk tier, and for the memory tier or the disk behind it.
     disk: u64,
     memory: u64,
+    /// The same for the memory tier alone.
+    pinned: u64,
     accounts: BTreeMap<Account, u64>,
     /// Bytes free on disk and in memory, and when that was.
     free: Option<(Instant, u64, u64)>,
@@ -45,7 +47,8 @@ pub(crate) struct Rooms {
     state: Mutex<State>,
 }
 
-fn coded(policy: Policy, bytes: u64) -> u64 {
+/// Bytes that so many take once they are coded.
+pub(crate) fn coded(policy: Policy, bytes: u64) -> u64 {
     let (n, k) = (policy.geometry.n() as u64, policy.geometry.k() as u64);
     if bytes == 0 { 0 } else { bytes.saturating_mul(n) / k + n * SHARD_BYTES }
 }
@@ -79,11 +82,12 @@ impl Rooms {
         if room.bytes > 0 {
             state.files.insert(ino, room);
         }
+        tiers.keep(state.pinned);
         result
     }
 
     /// `bytes` of a file are in the fabric now, or nowhere any more.
-    pub(crate) fn release(&self, ino: Ino, bytes: u64) {
+    pub(crate) fn release(&self, tiers: &Tiers, ino: Ino, bytes: u64) {
         let state = &mut *self.state();
         let Some(room) = state.files.remove(&ino) else { return };
         // What it took on disk is not in the last figures.
@@ -95,6 +99,7 @@ impl Rooms {
         if room.bytes > 0 {
             state.files.insert(ino, room);
         }
+        tiers.keep(state.pinned);
     }
 }
 
@@ -123,9 +128,13 @@ impl State {
         (bytes, grows): (u64, u64),
     ) -> Result<()> {
         let needed = coded(room.policy, room.bytes + bytes) - room.coded;
-        if !self.fits(tiers, room.policy.class, needed, FREE_AGE_MAX)?
-            && !self.fits(tiers, room.policy.class, needed, Duration::ZERO)?
+        let tier = Tier::from(room.policy);
+        if !self.fits(tiers, tier, needed, FREE_AGE_MAX)?
+            && !self.fits(tiers, tier, needed, Duration::ZERO)?
         {
+            if tier == Tier::Pinned {
+                return Err(Error::new(Kind::NoSpace, "write: pinned, and the memory tier is full"));
+            }
             return Err(Error::new(Kind::NoSpace, "write: the pool is full"));
         }
         for account in &room.accounts {
@@ -138,7 +147,7 @@ impl State {
         Ok(())
     }
 
-    fn fits(&mut self, tiers: &Tiers, class: Class, needed: u64, age: Duration) -> Result<bool> {
+    fn fits(&mut self, tiers: &Tiers, tier: Tier, needed: u64, age: Duration) -> Result<bool> {
         let (disk, memory) = match self.free {
             Some((when, disk, memory)) if when.elapsed() < age => (disk, memory),
             _ => {
@@ -148,12 +157,14 @@ impl State {
                 (disk, total - used)
             }
         };
-        // What memory cannot take goes to disk.
-        let (wanted_disk, wanted_memory) = match class {
-            Class::Disk => (self.disk + needed, self.memory),
-            Class::Memory | Class::Scratch => (self.disk, self.memory + needed),
+        let (wanted_disk, wanted_memory) = match tier {
+            // What is pinned comes first: others are moved or go to disk for it.
+            Tier::Pinned => return Ok(self.pinned + needed <= memory),
+            Tier::Disk => (self.disk + needed, self.memory),
+            Tier::Memory => (self.disk, self.memory + needed),
         };
-        Ok(wanted_disk + wanted_memory.saturating_sub(memory) <= disk)
+        // What memory cannot take goes to disk.
+        Ok(wanted_disk + (wanted_memory + self.pinned).saturating_sub(memory) <= disk)
     }
 
     /// Change a file's room and the sums with it.
@@ -161,9 +172,10 @@ impl State {
         let (coded_before, grows_before) = (room.coded, room.grows);
         change(&mut room);
         room.coded = coded(room.policy, room.bytes);
-        let sum = match room.policy.class {
-            Class::Disk => &mut self.disk,
-            Class::Memory | Class::Scratch => &mut self.memory,
+        let sum = match Tier::from(room.policy) {
+            Tier::Disk => &mut self.disk,
+            Tier::Memory => &mut self.memory,
+            Tier::Pinned => &mut self.pinned,
         };
         *sum = *sum - coded_before + room.coded;
         for account in &room.accounts {

@@ -41,10 +41,18 @@ pub struct Counters {
     pub compact_bytes: AtomicU64,
     /// Tries that a change of the file came before.
     pub compact_lost: AtomicU64,
-    /// Tries that failed because bytes are lost.
+    /// Tries that failed because bytes are lost, or pinned to memory that is full.
     pub compact_failed: AtomicU64,
     /// Passes over all extents.
     pub compact_passes: AtomicU64,
+    /// Bytes of shards read from memory.
+    pub bytes_read_ram: AtomicU64,
+    /// Bytes of shards read from disk.
+    pub bytes_read_disk: AtomicU64,
+    /// Bytes of shards moved from memory to disk to make room.
+    pub spilled_bytes: AtomicU64,
+    /// Bytes of shards moved back to memory.
+    pub recalled_bytes: AtomicU64,
     /// Tries to put a stripe right that failed.
     pub rebuilds_failed: AtomicU64,
 }
@@ -52,13 +60,17 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 20] {
+    pub fn list(&self) -> [(&'static str, u64); 24] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
             ("kos_bytes_written_total", get(&self.bytes_written)),
             ("kos_bytes_saved_total", get(&self.bytes_saved)),
             ("kos_bytes_read_total", get(&self.bytes_read)),
+            ("kos_ram_bytes_read_total", get(&self.bytes_read_ram)),
+            ("kos_disk_bytes_read_total", get(&self.bytes_read_disk)),
+            ("kos_spilled_bytes_total", get(&self.spilled_bytes)),
+            ("kos_recalled_bytes_total", get(&self.recalled_bytes)),
             ("kos_stripes_freed_total", get(&self.stripes_freed)),
             ("kos_shards_bad_total", get(&self.shards_bad)),
             ("kos_shards_repaired_total", get(&self.shards_repaired)),

@@ -10,15 +10,16 @@ use kos_code::{shard, stripe};
 use kos_core::{read, record};
 use kos_store::fault;
 use kos_types::limits::BLOCK_BYTES;
-use kos_types::{Class, Compress, Error, Geometry, Kind, Policy, Result, StripeId};
+use kos_types::{Class, Compress, Error, Geometry, Kind, Pin, Policy, Result, StripeId};
 
 use crate::cache::Cache;
 use crate::db::Db;
 use crate::events::Events;
+use crate::recency::Recency;
 use crate::shards::{self, Shards};
 use crate::standing::{self, Standings};
 use crate::status::Counters;
-use crate::tiers::{Spot, Tiers};
+use crate::tiers::{Spot, Tier, Tiers};
 
 /// Stripe records kept: at most twice this, of 32 bytes.
 const CACHED: usize = 64 << 10;
@@ -44,6 +45,8 @@ pub(crate) struct Stripes {
     /// shard must not be put back while its stripe goes.
     repairing: Mutex<HashSet<StripeId>>,
     pub(crate) standings: Standings,
+    /// Which stripes are in memory, and when they were last used.
+    pub(crate) recency: Recency,
     pub(crate) counters: Arc<Counters>,
     pub(crate) events: Arc<Events>,
 }
@@ -56,6 +59,8 @@ pub(crate) type IndexChanges = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 pub(crate) struct Settled {
     pub(crate) records: IndexChanges,
     spots: Vec<Spot>,
+    /// Those that are in memory and may leave it.
+    in_ram: Vec<StripeId>,
     /// Those that could not be spread evenly.
     uneven: Vec<StripeId>,
 }
@@ -69,6 +74,7 @@ impl Stripes {
             pending: Mutex::default(),
             repairing: Mutex::default(),
             standings: Standings::default(),
+            recency: Recency::default(),
             counters,
             events,
         }
@@ -126,7 +132,7 @@ impl Stripes {
     ) -> Result<Spot> {
         let (header, table) = shard::seal(id, index, policy.geometry, layout, payload)?;
         let first = (id.0 as usize).wrapping_add(usize::from(index));
-        self.tiers().append(policy.class, first, beside, &[&header, payload, &table])
+        self.tiers().append(policy.into(), first, beside, &[&header, payload, &table])
     }
 
     /// Take written stripes out for a commit, as durable as their class says; answers their
@@ -152,6 +158,9 @@ impl Stripes {
             let good: Vec<_> = found.spots.iter().copied().map(Some).collect();
             if standing::judge(policy.geometry, &good, 0, live).is_some() {
                 settled.uneven.push(id);
+            }
+            if policy.pin == Pin::None && found.spots.iter().any(|spot| spot.ram) {
+                settled.in_ram.push(id);
             }
             for (index, &spot) in (0..).zip(&found.spots) {
                 settled.records.push((shards::key(id, index), Some(spot.encode())));
@@ -184,6 +193,9 @@ impl Stripes {
 
     /// The commit of these stripes is in force.
     pub(crate) fn settled(&self, settled: &Settled) {
+        for &id in &settled.in_ram {
+            self.recency.insert(id);
+        }
         for &id in &settled.uneven {
             if let Err(e) = self.rejudge(id, |damaged| damaged) {
                 kos_types::log!("fabricd: stripe {:#x} is not evenly spread, and not counted: {e}", id.0);
@@ -229,6 +241,9 @@ impl Stripes {
     /// Fill `out` from byte `at` of the stripe on.
     pub(crate) fn read(&self, id: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
         let record = self.record(id)?;
+        if record.policy.class != Class::Disk && record.policy.pin == Pin::None {
+            self.recency.used(id);
+        }
         if at.checked_add(out.len() as u64).is_none_or(|end| end > record.len) {
             return Err(Error::new(Kind::Invalid, "read: outside the stripe"));
         }
@@ -292,6 +307,7 @@ impl Stripes {
         }
         for (_, id, _) in dead {
             self.standings.forget(*id);
+            self.recency.remove(*id);
         }
         fault::at(fault::COLLECTED).map_err(|e| Error::io("collect", &e))?;
         self.free(&spots);
@@ -318,7 +334,7 @@ impl Stripes {
                 self.tiers().read(&spot, 0, &mut data)?;
                 let others: Vec<Spot> = beside.iter().map(|shard| shard.2).collect();
                 let first = (id.0 as usize).wrapping_add(usize::from(index));
-                let moved = self.tiers().append(Class::Disk, first, &others, &[&data])?;
+                let moved = self.tiers().append(Tier::Disk, first, &others, &[&data])?;
                 beside.push((id, index, moved));
                 places.insert(moved.place);
                 records.push((shards::key(id, index), Some(moved.encode())));

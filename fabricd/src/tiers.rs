@@ -1,12 +1,15 @@
 //! The tiers a node keeps shards in: disk, and named memory with a hard budget.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use kos_store::{Location, PlaceStatus, Store, Usage};
-use kos_types::{Class, Error, Kind, Result};
+use kos_types::{Class, Error, Kind, Pin, Policy, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::standing::Live;
+use crate::status::Counters;
 
 /// Kept free for metadata, so that a full pool can still delete and commit.
 const RESERVE_BYTES: u64 = 64 << 20;
@@ -16,6 +19,26 @@ const RAM_PLACES: usize = 6;
 const RAM_BIT: u8 = 0x80;
 /// What mount(8) shows as the source of the memory tier; `kos down --wipe` goes by it.
 const RAM_SOURCE: &str = "kosfs-ram";
+
+/// Where a new shard goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Tier {
+    Disk,
+    /// To memory, and to disk when there is no room.
+    Memory,
+    /// To memory or nowhere.
+    Pinned,
+}
+
+impl From<Policy> for Tier {
+    fn from(policy: Policy) -> Self {
+        match (policy.class, policy.pin) {
+            (Class::Disk, _) => Self::Disk,
+            (Class::Memory | Class::Scratch, Pin::None) => Self::Memory,
+            (Class::Memory | Class::Scratch, Pin::Ram) => Self::Pinned,
+        }
+    }
+}
 
 /// Where a shard is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,11 +137,19 @@ pub(crate) struct Tiers {
     disk: Store,
     disk_places: usize,
     ram: Option<(RamDir, Store)>,
+    /// Bytes of memory set aside for what is pinned.
+    kept: AtomicU64,
+    counters: Arc<Counters>,
 }
 
 impl Tiers {
     /// Open both; `live` is everything the index knows.
-    pub(crate) fn open(disk: &[PathBuf], ram: Option<RamDir>, live: &[Spot]) -> Result<Self> {
+    pub(crate) fn open(
+        disk: &[PathBuf],
+        ram: Option<RamDir>,
+        live: &[Spot],
+        counters: Arc<Counters>,
+    ) -> Result<Self> {
         let of = |ram| live.iter().filter(move |s| s.ram == ram).map(|s| (s.place, s.location));
         let ram = match ram {
             Some(dir) => {
@@ -127,7 +158,8 @@ impl Tiers {
             }
             None => None,
         };
-        Ok(Self { disk: Store::open(disk, of(false))?, disk_places: disk.len(), ram })
+        let kept = AtomicU64::new(0);
+        Ok(Self { disk: Store::open(disk, of(false))?, disk_places: disk.len(), ram, kept, counters })
     }
 
     fn store(&self, spot: &Spot) -> Result<&Store> {
@@ -138,22 +170,15 @@ impl Tiers {
         }
     }
 
-    /// Write one shard of a stripe whose other shards are at `beside`: where its class belongs,
-    /// else on disk; to the place that has the fewest of them, beginning with number `first`.
-    pub(crate) fn append(
-        &self,
-        class: Class,
-        first: usize,
-        beside: &[Spot],
-        parts: &[&[u8]],
-    ) -> Result<Spot> {
-        self.append_where(class, first, beside, parts, |_| true)
+    /// Write one shard of a stripe whose other shards are at `beside`; to the place that has the fewest of them, beginning with number `first`.
+    pub(crate) fn append(&self, tier: Tier, first: usize, beside: &[Spot], parts: &[&[u8]]) -> Result<Spot> {
+        self.append_where(tier, first, beside, parts, |_| true)
     }
 
     /// The same, but only to places that `allowed` says.
     pub(crate) fn append_where(
         &self,
-        class: Class,
+        tier: Tier,
         first: usize,
         beside: &[Spot],
         parts: &[&[u8]],
@@ -167,7 +192,8 @@ impl Tiers {
             places.sort_by_key(|&place| beside.iter().filter(|spot| spot.at() == (ram, place)).count());
             places
         };
-        if let (Class::Memory | Class::Scratch, Some((_, store))) = (class, &self.ram) {
+        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if let (true, Some((_, store))) = (self.may_use_memory(tier, len as u64)?, &self.ram) {
             match append(store, &order(true), parts) {
                 Ok((place, location)) => return Ok(Spot { ram: true, place, location }),
                 // The budget is used up, or no place of it is allowed.
@@ -175,7 +201,9 @@ impl Tiers {
                 Err(e) => return Err(e),
             }
         }
-        let len: usize = parts.iter().map(|part| part.len()).sum();
+        if tier == Tier::Pinned {
+            return Err(Error::new(Kind::NoSpace, "write: pinned, and the memory tier is full"));
+        }
         if self.disk.usage()?.bytes_free < RESERVE_BYTES + len as u64 {
             return Err(Error::new(Kind::NoSpace, "write: the state directories are full"));
         }
@@ -185,6 +213,26 @@ impl Tiers {
         }
         let (place, location) = append(&self.disk, &places, parts)?;
         Ok(Spot { ram: false, place, location })
+    }
+
+    /// Whether a shard may go to memory: what is not pinned leaves alone what is set aside.
+    fn may_use_memory(&self, tier: Tier, len: u64) -> Result<bool> {
+        let kept = self.kept.load(Ordering::Relaxed);
+        Ok(match tier {
+            Tier::Disk => false,
+            Tier::Memory if kept > 0 => self.ram_free()? >= kept.saturating_add(len),
+            Tier::Memory | Tier::Pinned => true,
+        })
+    }
+
+    /// Set so many bytes of memory aside for what is pinned.
+    pub(crate) fn keep(&self, bytes: u64) {
+        self.kept.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes of memory set aside for what is pinned.
+    pub(crate) fn kept(&self) -> u64 {
+        self.kept.load(Ordering::Relaxed)
     }
 
     /// Places of a tier that take shards.
@@ -207,6 +255,8 @@ impl Tiers {
     }
 
     pub(crate) fn read(&self, spot: &Spot, at: u64, out: &mut [u8]) -> Result<()> {
+        let counter = if spot.ram { &self.counters.bytes_read_ram } else { &self.counters.bytes_read_disk };
+        counter.fetch_add(out.len() as u64, Ordering::Relaxed);
         self.store(spot)?.read(spot.place, spot.location, at, out)
     }
 
@@ -230,6 +280,11 @@ impl Tiers {
         let Some((_, store)) = &self.ram else { return Ok((0, 0)) };
         let usage = store.usage()?;
         Ok((usage.bytes_total - usage.bytes_free, usage.bytes_total))
+    }
+
+    /// Bytes free in the memory tier.
+    pub(crate) fn ram_free(&self) -> Result<u64> {
+        self.ram_usage().map(|(used, total)| total - used)
     }
 
     /// What each directory of the disk tier holds.

@@ -568,6 +568,7 @@ impl<F: Fabric> Fs<F> {
         match name {
             b"user.kos.durability" => Ok(self.fabric.policy(ino)?.class.to_string().into_bytes()),
             b"user.kos.compress" => Ok(self.fabric.policy(ino)?.compress.to_string().into_bytes()),
+            b"user.kos.pin" => Ok(self.fabric.policy(ino)?.pin.to_string().into_bytes()),
             b"user.kos.ec" => Ok(self.fabric.policy(ino)?.geometry.to_string().into_bytes()),
             _ => self.fabric.xattr(ino, name),
         }

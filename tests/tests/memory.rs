@@ -56,8 +56,9 @@ fn fsynced_memory_survives_kill_and_moves_to_disk_at_the_end() {
     daemon.stop();
     assert!(!is_mounted(&daemon.ram()), "memory is given back");
     daemon.spawn();
-    check(&daemon, "after a clean end");
+    // What is read comes back to memory, so this is asked first.
     assert!(ram_used(&daemon) < MIB, "it is on disk now: {}", ram_used(&daemon));
+    check(&daemon, "after a clean end");
     daemon.stop();
 }
 
@@ -142,6 +143,8 @@ fn wrong_policies_are_refused() {
     for (name, value) in [
         ("durability", "tape"),
         ("compress", "zstd"),
+        ("pin", "disk"),
+        ("pin", ""),
         ("ec", "0+1"),
         ("ec", "17+1"),
         ("ec", "4+5"),

@@ -2,7 +2,7 @@
 
 use alloc::format;
 
-use kos_types::{Class, Compress, Error, Geometry, Ino, Kind, Policy, ROOT, Result};
+use kos_types::{Class, Compress, Error, Geometry, Ino, Kind, Pin, Policy, ROOT, Result};
 
 use crate::{Tables, read};
 
@@ -12,6 +12,8 @@ pub const DURABILITY: &[u8] = b"user.kos.durability";
 pub const EC: &[u8] = b"user.kos.ec";
 /// The attribute that names the compression.
 pub const COMPRESS: &[u8] = b"user.kos.compress";
+/// The attribute that keeps bytes in memory.
+pub const PIN: &[u8] = b"user.kos.pin";
 const PREFIX: &[u8] = b"user.kos.";
 /// Directories above an inode: PATH_MAX bytes hold no more.
 const DEPTH_MAX: usize = 4096;
@@ -45,6 +47,14 @@ fn compress(value: &[u8]) -> Result<Compress> {
     }
 }
 
+fn pin(value: &[u8]) -> Result<Pin> {
+    match value {
+        b"none" => Ok(Pin::None),
+        b"ram" => Ok(Pin::Ram),
+        _ => Err(Error::new(Kind::Invalid, "user.kos.pin: none or ram")),
+    }
+}
+
 /// # Errors
 /// `Invalid` for an unknown `user.kos.` name or a bad value of a known one.
 pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
@@ -52,6 +62,7 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
         DURABILITY => class(value).map(drop),
         EC => geometry(value).map(drop),
         COMPRESS => compress(value).map(drop),
+        PIN => pin(value).map(drop),
         _ if name.starts_with(PREFIX) => Err(Error::new(
             Kind::Invalid,
             format!("{}: unknown", alloc::string::String::from_utf8_lossy(name)),
@@ -65,7 +76,8 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
 /// # Errors
 /// `Io` when the tables cannot be read.
 pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
-    let (mut found_class, mut found_geometry, mut found_compress, mut at) = (None, None, None, ino);
+    let (mut found_class, mut found_geometry, mut found_compress) = (None, None, None);
+    let (mut found_pin, mut at) = (None, ino);
     for _ in 0..DEPTH_MAX {
         let said = |name| read::own_xattr(tables, at, name);
         if found_class.is_none() {
@@ -77,7 +89,11 @@ pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
         if found_compress.is_none() {
             found_compress = said(COMPRESS)?.map(|v| compress(&v)).transpose()?;
         }
-        if at == ROOT || (found_class.is_some() && found_geometry.is_some() && found_compress.is_some()) {
+        if found_pin.is_none() {
+            found_pin = said(PIN)?.map(|v| pin(&v)).transpose()?;
+        }
+        let all = found_class.is_some() && found_geometry.is_some() && found_compress.is_some();
+        if at == ROOT || (all && found_pin.is_some()) {
             break;
         }
         let Some(up) = read::any_parent(tables, at)? else { break };
@@ -89,5 +105,7 @@ pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
         Class::Scratch => Geometry::new(u8::try_from(geometry.k()).unwrap_or(1), 0)?,
         Class::Disk | Class::Memory => geometry,
     };
-    Ok(Policy { class, geometry, compress: found_compress.unwrap_or_default() })
+    // Nothing of class disk is in memory.
+    let pin = found_pin.filter(|_| class != Class::Disk).unwrap_or_default();
+    Ok(Policy { class, geometry, compress: found_compress.unwrap_or_default(), pin })
 }

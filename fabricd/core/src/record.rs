@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use kos_types::limits::INLINE_BYTES_MAX;
 use kos_types::{
-    Attr, Class, Compress, Error, FileKind, Geometry, Ino, Kind, Policy, Result, Seq, StripeId, Time,
+    Attr, Class, Compress, Error, FileKind, Geometry, Ino, Kind, Pin, Policy, Result, Seq, StripeId, Time,
 };
 
 /// Reads fields off the front of a record.
@@ -264,6 +264,9 @@ impl ExtentRecord {
     }
 }
 
+/// Bit of a stripe's class that says it is pinned to memory.
+const PINNED: u8 = 0x80;
+
 /// A stripe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Stripe {
@@ -290,6 +293,10 @@ impl Stripe {
             Class::Memory => 1,
             Class::Scratch => 2,
         };
+        let pin = match self.policy.pin {
+            Pin::None => 0,
+            Pin::Ram => PINNED,
+        };
         let compress = match self.policy.compress {
             Compress::Auto => 0,
             Compress::Lz4 => 1,
@@ -297,7 +304,7 @@ impl Stripe {
         };
         let geometry = self.policy.geometry;
         // A Geometry holds k <= 16 and m <= 4.
-        out.extend_from_slice(&[class, geometry.k() as u8, geometry.m() as u8, compress]);
+        out.extend_from_slice(&[class | pin, geometry.k() as u8, geometry.m() as u8, compress]);
         out
     }
 
@@ -306,7 +313,9 @@ impl Stripe {
     pub fn decode(bytes: &[u8]) -> Result<Self> {
         let mut r = Reader(bytes);
         let (birth, refs, len) = (Seq(r.u64()?), r.u32()?, r.u64()?);
-        let class = match r.u8()? {
+        let kept = r.u8()?;
+        let pin = if kept & PINNED == 0 { Pin::None } else { Pin::Ram };
+        let class = match kept & !PINNED {
             0 => Class::Disk,
             1 => Class::Memory,
             2 => Class::Scratch,
@@ -319,7 +328,7 @@ impl Stripe {
             2 => Compress::None,
             _ => return Err(Error::new(Kind::Io, "stripe record: unknown compression")),
         };
-        Ok(Self { birth, refs, policy: Policy { class, geometry, compress }, len })
+        Ok(Self { birth, refs, policy: Policy { class, geometry, compress, pin }, len })
     }
 }
 

@@ -23,4 +23,4 @@ pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
 #[doc(hidden)]
 pub use log::log_line;
-pub use policy::{Class, Compress, Geometry, Policy};
+pub use policy::{Class, Compress, Geometry, Pin, Policy};

@@ -112,6 +112,26 @@ impl fmt::Display for Compress {
     }
 }
 
+/// Whether bytes may leave memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Pin {
+    /// When memory is short.
+    #[default]
+    None,
+    /// Not while the node runs.
+    Ram,
+}
+
+impl fmt::Display for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::Ram => "ram",
+        })
+    }
+}
+
 /// What new stripes of an inode are written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -122,10 +142,12 @@ pub struct Policy {
     pub geometry: Geometry,
     /// Compression.
     pub compress: Compress,
+    /// Pinning; `None` for class disk.
+    pub pin: Pin,
 }
 
 impl Default for Policy {
     fn default() -> Self {
-        Self { class: Class::Disk, geometry: Geometry::DEFAULT, compress: Compress::Auto }
+        Self { class: Class::Disk, geometry: Geometry::DEFAULT, compress: Compress::Auto, pin: Pin::None }
     }
 }

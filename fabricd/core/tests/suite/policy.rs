@@ -1,8 +1,8 @@
 //! What new stripes are written with: an inode's own attributes, else its nearest ancestor's.
 
-use kos_core::policy::{self, COMPRESS, DURABILITY, EC};
+use kos_core::policy::{self, COMPRESS, DURABILITY, EC, PIN};
 use kos_core::read;
-use kos_types::{Class, Compress, FileKind, Geometry, Ino, Kind, Op, Policy, ROOT, RenameMode, Reply};
+use kos_types::{Class, Compress, FileKind, Geometry, Ino, Kind, Op, Pin, Policy, ROOT, RenameMode, Reply};
 
 use crate::fs::Fs;
 
@@ -57,6 +57,20 @@ fn compression_is_inherited_as_the_others() {
 }
 
 #[test]
+fn pinning_is_inherited_and_not_for_disk() {
+    let mut fs = Fs::new();
+    let [a, b, file] = path(&mut fs);
+    assert_eq!(fs.set_xattr(a, PIN, b"ram"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file).pin, Pin::None, "nothing of class disk is in memory");
+    assert_eq!(fs.set_xattr(a, DURABILITY, b"memory"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file).pin, Pin::Ram);
+    assert_eq!(fs.set_xattr(b, DURABILITY, b"scratch"), Ok(Reply::Done));
+    assert_eq!(of(&fs, file).pin, Pin::Ram);
+    assert_eq!(fs.set_xattr(file, PIN, b"none"), Ok(Reply::Done));
+    assert_eq!((of(&fs, file).pin, of(&fs, b).pin), (Pin::None, Pin::Ram));
+}
+
+#[test]
 fn scratch_has_no_parity() {
     let mut fs = Fs::new();
     let [a, _, file] = path(&mut fs);
@@ -98,6 +112,8 @@ fn what_it_cannot_mean_is_refused() {
     for (name, value) in [
         (COMPRESS, "zstd"),
         (COMPRESS, ""),
+        (PIN, ""),
+        (PIN, "disk"),
         (DURABILITY, ""),
         (DURABILITY, "Disk"),
         (DURABILITY, "disk "),
