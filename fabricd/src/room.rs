@@ -88,6 +88,10 @@ impl Rooms {
 
     /// `bytes` of a file are in the fabric now, or nowhere any more.
     pub(crate) fn release(&self, tiers: &Tiers, ino: Ino, bytes: u64) {
+        // Each write(2) gives back what it did not need, mostly nothing.
+        if bytes == 0 {
+            return;
+        }
         let state = &mut *self.state();
         let Some(room) = state.files.remove(&ino) else { return };
         // What it took on disk is not in the last figures.
@@ -105,16 +109,13 @@ impl Rooms {
 
 impl Room {
     fn new<T: Tables>(tables: &T, ino: Ino) -> Result<Self> {
-        let mut accounts = quota::accounts(tables, &read::inode(tables, ino)?)?;
-        let mut failed = Ok(());
-        accounts.retain(|&account| match quota::usage(tables, account) {
-            Ok(usage) => account != Account::User(0) && usage.is_some_and(|usage| usage.is_limited()),
-            Err(e) => {
-                failed = Err(e);
-                false
+        let mut accounts = Vec::new();
+        for account in quota::accounts(tables, &read::inode(tables, ino)?)? {
+            let limited = quota::usage(tables, account)?.is_some_and(|usage| usage.is_limited());
+            if limited && account != Account::User(0) {
+                accounts.push(account);
             }
-        });
-        failed?;
+        }
         Ok(Self { bytes: 0, grows: 0, coded: 0, policy: policy::of(tables, ino)?, accounts })
     }
 }

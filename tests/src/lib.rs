@@ -91,6 +91,17 @@ impl Daemon {
         daemon
     }
 
+    /// One with a file, ended so that nothing of it is cached anywhere, and what is in the file: several stripes
+    /// of 4+2 and an end that is not whole.
+    #[must_use]
+    pub fn with_file(seed: u64) -> (Self, Vec<u8>) {
+        let mut daemon = Self::start();
+        let data = Rng::new(seed).bytes((9 << 20) + 12_345);
+        fs::write(daemon.mem().join("file"), &data).expect("write");
+        daemon.stop();
+        (daemon, data)
+    }
+
     /// The directories of one, so that something can be mounted at its state first.
     #[must_use]
     pub fn unstarted(ram_bytes: u64) -> Self {
@@ -150,6 +161,13 @@ impl Daemon {
     fn log_file(&self) -> PathBuf {
         let dir = if is_mounted(&self.state()) { self.state() } else { self.root.path().to_path_buf() };
         dir.join("log.txt")
+    }
+
+    /// Segment files of one place.
+    #[must_use]
+    pub fn segments_of(&self, place: usize) -> Vec<PathBuf> {
+        let dir = self.state().join("shards").join(place.to_string());
+        self.segments().into_iter().filter(|segment| segment.starts_with(&dir)).collect()
     }
 
     /// Segment files of all places.

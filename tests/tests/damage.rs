@@ -2,31 +2,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 
-use kos_tests::{Daemon, Rng, wait_for};
-
-/// Bytes of the test's file: several stripes of 4+2 and an end that is not whole.
-const LEN: usize = (9 << 20) + 12_345;
-
-/// A daemon with one file, restarted so that nothing of it is cached anywhere.
-fn with_file(seed: u64) -> (Daemon, Vec<u8>) {
-    let mut daemon = Daemon::start();
-    let data = Rng::new(seed).bytes(LEN);
-    fs::write(daemon.mem().join("file"), &data).expect("write");
-    daemon.stop();
-    (daemon, data)
-}
-
-/// Segment files of one place.
-fn place(daemon: &Daemon, number: usize) -> Vec<PathBuf> {
-    let dir = daemon.state().join("shards").join(number.to_string());
-    daemon.segments().into_iter().filter(|s| s.starts_with(&dir)).collect()
-}
+use kos_tests::{Daemon, wait_for};
 
 /// Flip a bit in each 64 KiB of every segment of a place.
 fn corrupt(daemon: &Daemon, number: usize) {
-    for path in place(daemon, number) {
+    for path in daemon.segments_of(number) {
         let file = OpenOptions::new().read(true).write(true).open(&path).expect("segment");
         let len = file.metadata().expect("segment").len();
         for at in (0..len).step_by(64 << 10) {
@@ -38,7 +19,7 @@ fn corrupt(daemon: &Daemon, number: usize) {
 }
 
 fn truncate(daemon: &Daemon, number: usize) {
-    for path in place(daemon, number) {
+    for path in daemon.segments_of(number) {
         let file = OpenOptions::new().write(true).open(&path).expect("segment");
         let len = file.metadata().expect("segment").len();
         file.set_len(len / 3).expect("truncate");
@@ -46,14 +27,14 @@ fn truncate(daemon: &Daemon, number: usize) {
 }
 
 fn delete(daemon: &Daemon, number: usize) {
-    for path in place(daemon, number) {
+    for path in daemon.segments_of(number) {
         fs::remove_file(path).expect("delete");
     }
 }
 
 /// Give two places each other's segments.
 fn swap(daemon: &Daemon, a: usize, b: usize) {
-    let (a, b) = (place(daemon, a), place(daemon, b));
+    let (a, b) = (daemon.segments_of(a), daemon.segments_of(b));
     let (a, b) = (a.first().expect("segment"), b.first().expect("segment"));
     let aside = a.with_extension("aside");
     fs::rename(a, &aside).expect("rename");
@@ -83,7 +64,7 @@ fn reads_right(daemon: &mut Daemon, data: &[u8]) {
 
 #[test]
 fn two_corrupt_places() {
-    let (mut daemon, data) = with_file(1);
+    let (mut daemon, data) = Daemon::with_file(1);
     corrupt(&daemon, 0);
     corrupt(&daemon, 1);
     reads_right(&mut daemon, &data);
@@ -91,7 +72,7 @@ fn two_corrupt_places() {
 
 #[test]
 fn two_truncated_places() {
-    let (mut daemon, data) = with_file(2);
+    let (mut daemon, data) = Daemon::with_file(2);
     truncate(&daemon, 2);
     truncate(&daemon, 3);
     reads_right(&mut daemon, &data);
@@ -99,7 +80,7 @@ fn two_truncated_places() {
 
 #[test]
 fn two_deleted_places() {
-    let (mut daemon, data) = with_file(3);
+    let (mut daemon, data) = Daemon::with_file(3);
     delete(&daemon, 0);
     delete(&daemon, 4);
     reads_right(&mut daemon, &data);
@@ -107,14 +88,14 @@ fn two_deleted_places() {
 
 #[test]
 fn swapped_segments() {
-    let (mut daemon, data) = with_file(4);
+    let (mut daemon, data) = Daemon::with_file(4);
     swap(&daemon, 1, 3);
     reads_right(&mut daemon, &data);
 }
 
 #[test]
 fn more_than_parity_covers_is_an_error_and_never_zeros() {
-    let (mut daemon, data) = with_file(5);
+    let (mut daemon, data) = Daemon::with_file(5);
     for number in [0, 1, 2] {
         corrupt(&daemon, number);
     }

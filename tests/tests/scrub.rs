@@ -2,31 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::Path;
 
 use kos_code::shard::{self, HEADER_BYTES};
-use kos_tests::{Daemon, Rng, wait_for};
+use kos_tests::{Daemon, wait_for};
 
-/// Bytes of a test's file: several stripes of 4+2 and an end that is not whole.
-const LEN: usize = (9 << 20) + 12_345;
 const BLOCK: usize = 4096;
 
-/// A daemon with one file, ended, and what is in it.
-fn with_file(seed: u64) -> (Daemon, Vec<u8>) {
-    let mut daemon = Daemon::start();
-    let data = Rng::new(seed).bytes(LEN);
-    fs::write(daemon.mem().join("file"), &data).expect("write");
-    daemon.stop();
-    (daemon, data)
-}
-
-/// Segment files of one place.
-fn place(daemon: &Daemon, number: usize) -> Vec<PathBuf> {
-    let dir = daemon.state().join("shards").join(number.to_string());
-    daemon.segments().into_iter().filter(|segment| segment.starts_with(&dir)).collect()
-}
-
-fn open(path: &PathBuf) -> File {
+fn open(path: &Path) -> File {
     OpenOptions::new().read(true).write(true).open(path).expect("segment")
 }
 
@@ -34,7 +17,7 @@ fn open(path: &PathBuf) -> File {
 /// Answers how many shards that were.
 fn forge(daemon: &Daemon, number: usize) -> usize {
     let mut forged = 0;
-    for path in place(daemon, number) {
+    for path in daemon.segments_of(number) {
         let mut bytes = fs::read(&path).expect("segment");
         for at in (0..bytes.len()).step_by(BLOCK) {
             let Ok(mut header) = shard::decode_header(&bytes[at..]) else { continue };
@@ -70,7 +53,7 @@ fn scrub(daemon: &Daemon) {
 
 #[test]
 fn a_shard_with_forged_checksums_is_found_by_its_hash() {
-    let (mut daemon, data) = with_file(1);
+    let (mut daemon, data) = Daemon::with_file(1);
     let forged = forge(&daemon, 0);
     assert!(forged >= 2, "{forged}");
     daemon.spawn();
@@ -80,7 +63,7 @@ fn a_shard_with_forged_checksums_is_found_by_its_hash() {
     assert_eq!(daemon.metric("kos_scrub_bad_total"), forged as u64, "{}", daemon.log());
     assert_eq!(daemon.metric("kos_shards_repaired_total"), forged as u64);
     assert_eq!(daemon.metric("kos_scrub_shards_total"), 3 * 6);
-    assert!(daemon.metric("kos_scrub_bytes_total") > LEN as u64);
+    assert!(daemon.metric("kos_scrub_bytes_total") > data.len() as u64);
     daemon.stop();
     daemon.spawn();
     assert!(fs::read(daemon.mem().join("file")).expect("read") == data, "repaired");
@@ -91,8 +74,8 @@ fn a_shard_with_forged_checksums_is_found_by_its_hash() {
 
 #[test]
 fn damage_that_nobody_read_is_repaired_before_more_is_lost() {
-    let (mut daemon, data) = with_file(2);
-    for path in [place(&daemon, 1), place(&daemon, 4)].concat() {
+    let (mut daemon, data) = Daemon::with_file(2);
+    for path in [daemon.segments_of(1), daemon.segments_of(4)].concat() {
         let file = open(&path);
         for at in (0..file.metadata().expect("segment").len()).step_by(64 << 10) {
             let mut byte = [0];
@@ -104,7 +87,7 @@ fn damage_that_nobody_read_is_repaired_before_more_is_lost() {
     scrub(&daemon);
     assert!(daemon.metric("kos_scrub_bad_total") >= 4, "{}", daemon.log());
     daemon.stop();
-    for path in [place(&daemon, 0), place(&daemon, 3)].concat() {
+    for path in [daemon.segments_of(0), daemon.segments_of(3)].concat() {
         fs::remove_file(path).expect("delete");
     }
     daemon.spawn();
