@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use kos_rpc::{Claim, Numbered};
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, Fabric, Ino, Job, JobId, JobOp, Kind, Op, Origin, Policy, Reply, Result,
-    SessionId, Snapshot, SpaceUsage, StripeId,
+    Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, JobOp, Kind, LockAnswer, Op, Origin,
+    Policy, Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId,
 };
 
 use crate::Node;
+use crate::locks::Locks;
 
 /// Mounts behind the socket at once.
 const SESSIONS_MAX: usize = 16;
@@ -81,6 +82,7 @@ pub struct Hub {
     /// One joins at a time: the first one changes what all do.
     joining: Mutex<()>,
     local: Mutex<Option<Arc<Local>>>,
+    locks: Locks,
 }
 
 impl fmt::Debug for Hub {
@@ -123,6 +125,7 @@ impl Hub {
             others: AtomicUsize::new(0),
             joining: Mutex::default(),
             local: Mutex::default(),
+            locks: Locks::default(),
         }))
     }
 
@@ -268,6 +271,7 @@ impl Drop for Session {
             let own = table.opens.iter().filter(|(_, sessions)| sessions.contains_key(&self.number));
             own.map(|(&ino, _)| ino).collect()
         };
+        self.hub.locks.end(self.number);
         for ino in held {
             self.hub.close(self.number, ino, u32::MAX);
         }
@@ -447,6 +451,23 @@ impl Fabric for Session {
 
     fn close(&self, ino: Ino) {
         self.hub.close(self.number, ino, 1);
+    }
+
+    fn test_lock(&self, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {
+        self.hub.locks.test(self.number, ino, lock)
+    }
+
+    fn set_lock(&self, ino: Ino, lock: &FileLock, wait: Option<u64>) -> Result<LockAnswer> {
+        self.hub.locks.set(self.number, ino, lock, wait)
+    }
+
+    fn cancel_lock(&self, request: u64) -> Result<()> {
+        self.hub.locks.cancel(self.number, request);
+        Ok(())
+    }
+
+    fn locks_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
+        Ok(self.hub.locks.changed(seen, wait))
     }
 
     fn shared(&self) -> bool {

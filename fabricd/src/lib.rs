@@ -11,6 +11,7 @@ mod events;
 mod group;
 mod hub;
 mod jobs;
+mod locks;
 mod node;
 mod rebuild;
 mod recency;

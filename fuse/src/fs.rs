@@ -14,6 +14,7 @@ use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Files, PATIENCE, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
+use crate::locks::Locks;
 
 /// `.` and `..` in listings.
 const DOT: u64 = 1;
@@ -70,8 +71,11 @@ pub(crate) struct Fs<F> {
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     known: Known,
+    pub(crate) locks: Arc<Locks>,
     /// No file's bytes stay in the page cache.
     pub(crate) direct: bool,
+    /// POSIX locks are asked of the fabric.
+    pub(crate) share_locks: bool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -108,7 +112,9 @@ impl<F: Fabric> Fs<F> {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             known: Known::default(),
+            locks: Arc::default(),
             direct: false,
+            share_locks: false,
         }
     }
 

@@ -8,6 +8,7 @@ mod file;
 mod fs;
 mod jobs;
 mod known;
+mod locks;
 mod mount;
 mod session;
 #[cfg(test)]

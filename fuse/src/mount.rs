@@ -23,6 +23,7 @@ use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
+use crate::locks;
 use crate::session::{Caches, Fuser, Session};
 
 const DEVICE: &str = "/dev/fuse";
@@ -52,6 +53,8 @@ pub struct MountOptions {
     /// Never keep a file's bytes in the page cache: for a mount that is not told of the changes
     /// of others.
     pub direct: bool,
+    /// POSIX locks are the fabric's, for all mounts, and not the kernel's, for this one.
+    pub share_locks: bool,
 }
 
 /// A mount in this process.
@@ -69,6 +72,7 @@ pub struct Mounted {
     ended: Receiver<()>,
     _flusher: Flusher,
     _answerer: Answerer,
+    _lock_answerer: locks::Answerer,
 }
 
 impl fmt::Debug for Mounted {
@@ -90,6 +94,7 @@ pub fn mount<F: Fabric + 'static>(
 ) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
     fs.direct = options.direct;
+    fs.share_locks = options.share_locks;
     let fs = Arc::new(fs);
     if options.first {
         fs.job_leftovers()?;
@@ -117,6 +122,7 @@ pub fn mount<F: Fabric + 'static>(
     }
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
     let answerer = Answerer::start(Arc::clone(&fs.fabric), Arc::clone(&fs.jobs.waiters))?;
+    let lock_answerer = locks::Answerer::start(Arc::clone(&fs.fabric), Arc::clone(&fs.locks))?;
     Ok(Mounted {
         dir: options.dir.clone(),
         connection: minor(dev),
@@ -134,6 +140,7 @@ pub fn mount<F: Fabric + 'static>(
         ended: session_ended,
         _flusher: flusher,
         _answerer: answerer,
+        _lock_answerer: lock_answerer,
     })
 }
 

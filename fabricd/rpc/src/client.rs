@@ -10,11 +10,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, Fabric, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot,
-    SpaceUsage, StripeId, Time,
+    Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply,
+    Result, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::frame::{self, MAGIC};
+use crate::held::Held;
 use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
@@ -49,6 +50,8 @@ pub struct Client {
     returned: Condvar,
     /// Opens that the server knows of, to be told again to one that has forgotten.
     held: Mutex<HashMap<Ino, u32>>,
+    /// Locks that the server knows of, likewise.
+    locks: Mutex<Held>,
     proposals: Mutex<Proposals>,
 }
 
@@ -123,6 +126,7 @@ impl Client {
             pool: Mutex::default(),
             returned: Condvar::new(),
             held: Mutex::default(),
+            locks: Mutex::default(),
             proposals: Mutex::default(),
         };
         client.lend(Instant::now() + wait)?.give_back();
@@ -337,6 +341,15 @@ impl Client {
                 Err(Lost::Unsent(e) | Lost::Unanswered(e)) => return Err(e.to_string()),
             }
         }
+        for (ino, lock) in lock(&self.locks).all() {
+            let request = encode(&Request::SetLock(ino, lock, None)).map_err(|e| e.to_string())?;
+            match talk(stream, &request, b"", &mut []) {
+                Ok(Ok(Answer::LockSet(LockAnswer::Granted))) => {}
+                // Another mount was faster.
+                Ok(other) => kos_types::log!("kos-rpc: a lock on inode {} is lost: {other:?}", ino.0),
+                Err(Lost::Unsent(e) | Lost::Unanswered(e)) => return Err(e.to_string()),
+            }
+        }
         Ok(())
     }
 }
@@ -540,6 +553,36 @@ impl Fabric for Client {
         drop(held);
         // A server that is away has forgotten it anyway, and is told only what is still open.
         drop(self.exchange(&Request::Close(ino), b"", &mut [], Duration::ZERO));
+    }
+
+    fn test_lock(&self, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {
+        match self.ask(&Request::TestLock(ino, *lock))? {
+            Answer::Lock(found) => Ok(found),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn set_lock(&self, ino: Ino, wanted: &FileLock, wait: Option<u64>) -> Result<LockAnswer> {
+        match self.ask(&Request::SetLock(ino, *wanted, wait))? {
+            Answer::LockSet(answer) => {
+                if answer == LockAnswer::Granted {
+                    lock(&self.locks).note(ino, *wanted);
+                }
+                Ok(answer)
+            }
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    fn cancel_lock(&self, request: u64) -> Result<()> {
+        self.ask(&Request::CancelLock(request)).map(drop)
+    }
+
+    fn locks_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
+        match self.ask(&Request::LocksChanged { seen, wait })? {
+            Answer::Count(count) => Ok(count),
+            other => Err(unexpected(&other)),
+        }
     }
 
     fn shared(&self) -> bool {

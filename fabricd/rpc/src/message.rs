@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, SessionId, Snapshot,
-    SpaceUsage, StripeId, Time,
+    Attr, Dirent, Error, ExtentMap, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result,
+    SessionId, Snapshot, SpaceUsage, StripeId, Time,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -109,6 +109,14 @@ pub(crate) enum Request {
         seen: u64,
         wait: Duration,
     },
+    TestLock(Ino, FileLock),
+    /// Also with the number of a request that waits.
+    SetLock(Ino, FileLock, Option<u64>),
+    CancelLock(u64),
+    LocksChanged {
+        seen: u64,
+        wait: Duration,
+    },
     ControlFiles,
     Control(String),
     WriteControl(String, Vec<u8>),
@@ -145,6 +153,8 @@ pub(crate) enum Answer {
     Job(Job),
     JobOf(Option<JobId>),
     Count(u64),
+    Lock(Option<FileLock>),
+    LockSet(LockAnswer),
     ControlFiles(Vec<ControlInfo>),
 }
 

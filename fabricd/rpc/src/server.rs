@@ -367,6 +367,12 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         Request::JobsChanged { seen, wait } => {
             Answer::Count(session.jobs_changed(seen, wait.min(FRAME_DEADLINE))?)
         }
+        Request::TestLock(ino, lock) => Answer::Lock(session.test_lock(ino, &lock)?),
+        Request::SetLock(ino, lock, wait) => Answer::LockSet(session.set_lock(ino, &lock, wait)?),
+        Request::CancelLock(request) => session.cancel_lock(request).map(|()| Answer::Done)?,
+        Request::LocksChanged { seen, wait } => {
+            Answer::Count(session.locks_changed(seen, wait.min(FRAME_DEADLINE))?)
+        }
         Request::Leave => {
             session.leave();
             Answer::Done

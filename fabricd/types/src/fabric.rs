@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    Attr, Dirent, Error, Ino, Job, JobId, Kind, Op, Policy, Reply, Result, Snapshot, SpaceUsage, StripeId,
+    Attr, Dirent, Error, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result, Snapshot,
+    SpaceUsage, StripeId,
 };
 
 /// Where the bytes of a range are.
@@ -202,11 +203,51 @@ pub trait Fabric: Send + Sync {
     /// The end of one [`Self::open`].
     fn close(&self, _ino: Ino) {}
 
+    /// The first lock in the way of this one, of any mount.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    fn test_lock(&self, _ino: Ino, _lock: &FileLock) -> Result<Option<FileLock>> {
+        Err(no_locks())
+    }
+
+    /// Take a lock in place of what its owner has there, or give it back. With the number of a request,
+    /// one that is in the way is waited for: asking again, after [`Self::locks_changed`], answers
+    /// whether it still waits. Asking twice is as good as asking once.
+    ///
+    /// # Errors
+    /// `Invalid`.
+    fn set_lock(&self, _ino: Ino, _lock: &FileLock, _wait: Option<u64>) -> Result<LockAnswer> {
+        Err(no_locks())
+    }
+
+    /// The request of that number waits no more.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn cancel_lock(&self, _request: u64) -> Result<()> {
+        Err(no_locks())
+    }
+
+    /// Wait until locks were granted to some who waited since the count was `seen`, at most `wait`.
+    /// Answers the count.
+    ///
+    /// # Errors
+    /// `Io`.
+    fn locks_changed(&self, _seen: u64, _wait: Duration) -> Result<u64> {
+        Err(no_locks())
+    }
+
     /// Whether others change the same tree at the moment: then nothing that was written may
     /// wait in a buffer here, and nothing that was read may be answered from memory.
     fn shared(&self) -> bool {
         false
     }
+}
+
+/// For fabrics that keep no locks, as a test's.
+fn no_locks() -> Error {
+    Error::new(Kind::Unsupported, "this fabric keeps no locks")
 }
 
 /// For fabrics that run no jobs, as a test's.

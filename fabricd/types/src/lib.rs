@@ -10,6 +10,7 @@ mod fabric;
 mod ids;
 mod job;
 pub mod limits;
+mod lock;
 mod log;
 mod policy;
 
@@ -21,6 +22,7 @@ pub use error::{Error, Kind, Result};
 pub use fabric::{Extent, ExtentMap, Fabric, Source};
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
+pub use lock::{FileLock, LockAnswer, LockKind};
 #[doc(hidden)]
 pub use log::log_line;
 pub use policy::{Class, Compress, Geometry, Pin, Policy};

@@ -16,7 +16,7 @@ use kos_types::{
 };
 
 pub(crate) use drops::Caller;
-pub(crate) use wait::Answerer;
+pub(crate) use wait::{Answerer, is_signalled};
 
 use crate::control;
 use crate::fs::{Fs, Name};

@@ -88,7 +88,7 @@ impl Waiters {
 }
 
 /// Whether a thread has a signal pending that it neither blocks nor ignores.
-fn is_signalled(pid: u32) -> bool {
+pub(crate) fn is_signalled(pid: u32) -> bool {
     let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
     let mask = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));

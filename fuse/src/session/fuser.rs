@@ -12,12 +12,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use fuser::{
     Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
     INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen,
+    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
     ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use kos_types::{
-    Attr, Cred, Error, Fabric, FileKind, Ino, Kind, RenameMode, SetAttr, SetSize, Time, TimeChange,
-    XattrMode, limits,
+    Attr, Cred, Error, Fabric, FileKind, FileLock, Ino, Kind, LockAnswer, LockKind, RenameMode, SetAttr,
+    SetSize, Time, TimeChange, XattrMode, limits,
 };
 
 use super::{Caches, Session};
@@ -206,6 +206,27 @@ fn value(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
     }
 }
 
+/// A lock as the kernel says it: `last` is its last byte.
+fn file_lock(owner: LockOwner, (start, last): (u64, u64), typ: i32, pid: u32) -> Option<FileLock> {
+    let kind = match typ {
+        libc::F_RDLCK => Some(LockKind::Read),
+        libc::F_WRLCK => Some(LockKind::Write),
+        libc::F_UNLCK => None,
+        _ => return None,
+    };
+    Some(FileLock { owner: owner.0, kind, start, end: last.saturating_add(1), pid })
+}
+
+fn locked(reply: ReplyEmpty, answer: Result<LockAnswer, Error>) {
+    match answer {
+        Ok(LockAnswer::Granted) => reply.ok(),
+        Ok(LockAnswer::Denied | LockAnswer::Waiting) => reply.error(Errno::EAGAIN),
+        Ok(LockAnswer::Deadlock) => reply.error(Errno::EDEADLK),
+        Ok(LockAnswer::Full) => reply.error(Errno::ENOLCK),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
 fn caller(req: &Request) -> Caller {
     Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
 }
@@ -219,7 +240,9 @@ const fn open_flags(caching: Caching) -> FopenFlags {
 
 impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
-        for flag in WANTED {
+        // Not flock's, which fuser does not tell apart: those stay the kernel's, and this mount's.
+        let locks = self.0.share_locks.then_some(InitFlags::FUSE_POSIX_LOCKS);
+        for flag in WANTED.into_iter().chain(locks) {
             if config.add_capabilities(flag).is_err() {
                 kos_types::log!("kos-fuse: this kernel has no {flag:?}; the mount works without");
             }
@@ -435,15 +458,59 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         }
     }
 
-    fn flush(
+    fn flush(&self, _req: &Request, node: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        let closed = self.0.closing(ino(node), fh.0);
+        let unlocked = self.0.locks.closed(&*self.0.fabric, ino(node), lock_owner.0);
+        empty(reply, closed.and(unlocked));
+    }
+
+    fn getlk(
         &self,
         _req: &Request,
         node: INodeNo,
+        _fh: FileHandle,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        reply: ReplyLock,
+    ) {
+        let Some(lock) = file_lock(lock_owner, (start, end), typ, pid) else {
+            return reply.error(Errno::EINVAL);
+        };
+        match self.0.fabric.test_lock(ino(node), &lock) {
+            Ok(Some(held)) => {
+                let typ = if held.kind == Some(LockKind::Read) { libc::F_RDLCK } else { libc::F_WRLCK };
+                reply.locked(held.start, held.end - 1, typ, held.pid);
+            }
+            Ok(None) => reply.locked(start, end, libc::F_UNLCK, 0),
+            Err(e) => reply.error(errno(&e)),
+        }
+    }
+
+    fn setlk(
+        &self,
+        req: &Request,
+        node: INodeNo,
         fh: FileHandle,
-        _lock_owner: LockOwner,
+        lock_owner: LockOwner,
+        start: u64,
+        end: u64,
+        typ: i32,
+        pid: u32,
+        sleep: bool,
         reply: ReplyEmpty,
     ) {
-        empty(reply, self.0.closing(ino(node), fh.0));
+        let Some(lock) = file_lock(lock_owner, (start, end), typ, pid) else {
+            return reply.error(Errno::EINVAL);
+        };
+        if sleep && lock.kind.is_some() {
+            let deliver = move |answer| locked(reply, answer);
+            let file = (ino(node), fh.0);
+            return self.0.locks.wait(&*self.0.fabric, file, lock, req.pid(), Box::new(deliver));
+        }
+        locked(reply, self.0.locks.set(&*self.0.fabric, ino(node), fh.0, &lock));
     }
 
     fn release(
@@ -457,7 +524,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         reply: ReplyEmpty,
     ) {
         self.0.release(fh.0);
-        reply.ok();
+        empty(reply, self.0.locks.released(&*self.0.fabric, fh.0));
     }
 
     fn fsync(&self, _req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {

@@ -116,6 +116,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         threads,
         flags: MountFlags::empty(),
         direct: false,
+        share_locks: false,
         first: true,
     };
     mount(Arc::clone(model), &options, Vec::new(), || ()).expect("mounts")

@@ -1,6 +1,7 @@
 //! Mounts of a second process, through STATE/kos.sock.
 
 mod life;
+mod locks;
 mod refusals;
 mod second;
 mod together;

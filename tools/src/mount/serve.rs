@@ -66,6 +66,7 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         threads: THREADS,
         flags: args.flags,
         direct: true,
+        share_locks: true,
         first: false,
     };
     let control = control(client)?;

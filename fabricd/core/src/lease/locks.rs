@@ -6,6 +6,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 
 use kos_types::{Ino, SessionId};
+pub use kos_types::{LockAnswer as Answer, LockKind};
 
 use super::Span;
 
@@ -25,15 +26,6 @@ pub struct Owner {
     pub owner: u64,
     /// An flock, which fcntl locks neither see nor conflict with.
     pub flock: bool,
-}
-
-/// What a lock allows others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LockKind {
-    /// Read locks.
-    Read,
-    /// No lock.
-    Write,
 }
 
 /// A lock on a range of a file.
@@ -64,21 +56,6 @@ pub struct Waiter {
     pub session: SessionId,
     /// Which.
     pub request: u64,
-}
-
-/// What became of a request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Answer {
-    /// It has the lock.
-    Granted,
-    /// Somebody else has it: EAGAIN.
-    Denied,
-    /// It waits.
-    Waiting,
-    /// It would wait for itself: EDEADLK.
-    Deadlock,
-    /// A bound is reached: ENOLCK.
-    Full,
 }
 
 #[derive(Debug)]
@@ -131,6 +108,12 @@ impl Locks {
     pub fn unlock(&mut self, ino: Ino, owner: Owner, span: Span) -> Vec<Waiter> {
         self.cut(ino, owner, span);
         self.wake()
+    }
+
+    /// Whether a request waits.
+    #[must_use]
+    pub fn waits(&self, waiter: Waiter) -> bool {
+        self.waiting.iter().any(|wait| wait.waiter == waiter)
     }
 
     /// A waiting request is no longer wanted. Answers whether it still waited.

@@ -1,0 +1,191 @@
+//! POSIX locks of the programs of this mount, which the fabric keeps. Those who wait hold no thread of the session: their
+//! answers are kept until the fabric grants, or until a signal is pending, which the kernel does not tell us through fuser.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use kos_types::{Error, Fabric, FileLock, Ino, Kind, LockAnswer, Result};
+
+use crate::jobs::is_signalled;
+
+/// Requests that wait at once.
+const WAITERS_MAX: usize = 1024;
+/// Time between looks for signals.
+const PERIOD: Duration = Duration::from_millis(200);
+
+/// Answers one request.
+pub(crate) type Deliver = Box<dyn FnOnce(Result<LockAnswer>) + Send>;
+
+struct Waiter {
+    request: u64,
+    ino: Ino,
+    lock: FileLock,
+    /// The waiting thread, as this process sees it; 0 when it does not.
+    thread: u32,
+    deliver: Deliver,
+}
+
+/// Who may hold a lock: file, owner, and the open file it came through.
+type Owner = (Ino, u64, u64);
+
+/// The locks of one mount, as far as it must know of them.
+#[derive(Default)]
+pub(crate) struct Locks {
+    owners: Mutex<HashSet<Owner>>,
+    waiting: Mutex<Waiting>,
+    changed: Condvar,
+    last: AtomicU64,
+}
+
+#[derive(Default)]
+struct Waiting {
+    list: Vec<Waiter>,
+    stop: bool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Locks {
+    /// Take or give back, and do not wait.
+    pub(crate) fn set<F: Fabric>(
+        &self,
+        fabric: &F,
+        ino: Ino,
+        handle: u64,
+        wanted: &FileLock,
+    ) -> Result<LockAnswer> {
+        self.note(ino, handle, wanted);
+        fabric.set_lock(ino, wanted, None)
+    }
+
+    /// Take, and wait for it: the answer comes now, or from another thread.
+    pub(crate) fn wait<F: Fabric>(
+        &self,
+        fabric: &F,
+        (ino, handle): (Ino, u64),
+        wanted: FileLock,
+        thread: u32,
+        deliver: Deliver,
+    ) {
+        self.note(ino, handle, &wanted);
+        let request = self.last.fetch_add(1, Ordering::Relaxed);
+        match fabric.set_lock(ino, &wanted, Some(request)) {
+            Ok(LockAnswer::Waiting) => {}
+            other => return deliver(other),
+        }
+        let mut waiting = lock(&self.waiting);
+        if waiting.stop || waiting.list.len() >= WAITERS_MAX {
+            drop(waiting);
+            return deliver(Self::give_up(fabric, (request, ino, &wanted), Ok(LockAnswer::Full)));
+        }
+        waiting.list.push(Waiter { request, ino, lock: wanted, thread, deliver });
+        drop(waiting);
+        self.changed.notify_all();
+    }
+
+    fn note(&self, ino: Ino, handle: u64, wanted: &FileLock) {
+        if wanted.kind.is_some() {
+            lock(&self.owners).insert((ino, wanted.owner, handle));
+        }
+    }
+
+    /// Nobody waits for it any more. Answers `refused`, unless the lock is there by now.
+    fn give_up<F: Fabric>(
+        fabric: &F,
+        (request, ino, wanted): (u64, Ino, &FileLock),
+        refused: Result<LockAnswer>,
+    ) -> Result<LockAnswer> {
+        fabric.cancel_lock(request)?;
+        match fabric.set_lock(ino, wanted, None)? {
+            LockAnswer::Granted => Ok(LockAnswer::Granted),
+            _ => refused,
+        }
+    }
+
+    /// A process closes a file: its locks there go.
+    pub(crate) fn closed<F: Fabric>(&self, fabric: &F, ino: Ino, owner: u64) -> Result<()> {
+        self.drop_owners(fabric, |own| own.0 == ino && own.1 == owner)
+    }
+
+    /// An open file is gone: so are the locks that came through it, also those of the open file itself.
+    pub(crate) fn released<F: Fabric>(&self, fabric: &F, handle: u64) -> Result<()> {
+        self.drop_owners(fabric, |own| own.2 == handle)
+    }
+
+    fn drop_owners<F: Fabric>(&self, fabric: &F, gone: impl Fn(&Owner) -> bool) -> Result<()> {
+        let gone: Vec<Owner> = lock(&self.owners).extract_if(gone).collect();
+        gone.into_iter().try_for_each(|(ino, owner, _)| {
+            let all = FileLock { owner, kind: None, start: 0, end: u64::MAX, pid: 0 };
+            fabric.set_lock(ino, &all, None).map(drop)
+        })
+    }
+
+    /// Wait until somebody waits. False at the end.
+    fn any(&self) -> bool {
+        let idle = |waiting: &mut Waiting| waiting.list.is_empty() && !waiting.stop;
+        let waiting = self.changed.wait_while(lock(&self.waiting), idle);
+        !waiting.unwrap_or_else(PoisonError::into_inner).stop
+    }
+
+    fn settle<F: Fabric>(&self, fabric: &F) {
+        let waiting = std::mem::take(&mut lock(&self.waiting).list);
+        let mut still = Vec::new();
+        for waiter in waiting {
+            match fabric.set_lock(waiter.ino, &waiter.lock, Some(waiter.request)) {
+                Ok(LockAnswer::Waiting) if is_signalled(waiter.thread) => {
+                    let signal = Err(Error::new(Kind::Interrupted, "lock: a signal"));
+                    let given_up = Self::give_up(fabric, (waiter.request, waiter.ino, &waiter.lock), signal);
+                    (waiter.deliver)(given_up);
+                }
+                Ok(LockAnswer::Waiting) => still.push(waiter),
+                other => (waiter.deliver)(other),
+            }
+        }
+        lock(&self.waiting).list.append(&mut still);
+    }
+}
+
+/// The thread that answers; it ends when this is dropped.
+pub(crate) struct Answerer {
+    locks: Arc<Locks>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Answerer {
+    pub(crate) fn start<F: Fabric + 'static>(fabric: Arc<F>, locks: Arc<Locks>) -> Result<Self> {
+        let all = Arc::clone(&locks);
+        let run = move || {
+            let mut seen = 0;
+            while all.any() {
+                match fabric.locks_changed(seen, PERIOD) {
+                    Ok(count) => seen = count,
+                    Err(e) => {
+                        kos_types::log!("kos-fuse: waiting for locks: {e}; tried again in {PERIOD:?}");
+                        thread::sleep(PERIOD);
+                    }
+                }
+                all.settle(&*fabric);
+            }
+        };
+        let thread = thread::Builder::new().name("locks".into()).spawn(run);
+        Ok(Self { locks, thread: Some(thread.map_err(|e| Error::io("locks: thread", &e))?) })
+    }
+}
+
+impl Drop for Answerer {
+    fn drop(&mut self) {
+        lock(&self.locks.waiting).stop = true;
+        self.locks.changed.notify_all();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            kos_types::log!("kos-fuse: the locks' thread panicked");
+        }
+        for waiter in std::mem::take(&mut lock(&self.locks.waiting).list) {
+            (waiter.deliver)(Err(Error::new(Kind::Io, "lock: the mount ends")));
+        }
+    }
+}
