@@ -506,9 +506,8 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             return reply.error(Errno::EINVAL);
         };
         if sleep && lock.kind.is_some() {
-            let deliver = move |answer| locked(reply, answer);
-            let file = (ino(node), fh.0);
-            return self.0.locks.wait(&*self.0.fabric, file, lock, req.pid(), Box::new(deliver));
+            let deliver = Box::new(move |answer| locked(reply, answer));
+            return self.0.locks.wait(&*self.0.fabric, (ino(node), fh.0), lock, req.pid(), deliver);
         }
         locked(reply, self.0.locks.set(&*self.0.fabric, ino(node), fh.0, &lock));
     }
