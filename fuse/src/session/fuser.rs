@@ -1,28 +1,31 @@
 //! The session by the crate fuser: its requests as calls of [`Fs`], and answers back. Nothing is
 //! decided here.
 
+mod convert;
+
 use std::ffi::OsStr;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use fuser::{
-    Config, CopyFileRangeFlags, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate,
-    ReplyData, ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
+    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
+    ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
-use kos_types::{
-    Attr, Cred, Error, Fabric, FileKind, FileLock, Ino, Kind, LockAnswer, LockKind, RenameMode, SetAttr,
-    SetSize, Time, TimeChange, XattrMode, limits,
-};
+use kos_types::{Fabric, FileKind, Ino, Kind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits};
 
+use self::convert::{
+    attributes, caller, data, empty, entry, errno, file_attr, file_lock, file_type, ino, kind_of_mode,
+    locked, open_flags, time_change, value,
+};
 use super::{Caches, Session};
-use crate::fs::{Allocate, Caching, Fs};
-use crate::jobs::{Caller, names_ttl};
+use crate::fs::{Allocate, Fs};
+use crate::jobs::names_ttl;
 
 /// Bytes of one request; larger ones save little (docs: limits).
 const MAX_WRITE: u32 = 1 << 20;
@@ -78,165 +81,6 @@ impl Caches for Kernel {
 
 /// What the kernel asks.
 struct Requests<F>(Arc<Fs<F>>);
-
-fn errno(e: &Error) -> Errno {
-    if e.kind() == Kind::Io {
-        kos_types::log!("kos-fuse: {e}");
-    }
-    Errno::from_i32(e.errno())
-}
-
-const fn ino(node: INodeNo) -> Ino {
-    Ino(node.0)
-}
-
-const fn file_type(kind: FileKind) -> FileType {
-    match kind {
-        FileKind::File => FileType::RegularFile,
-        FileKind::Dir => FileType::Directory,
-        FileKind::Symlink => FileType::Symlink,
-        FileKind::Fifo => FileType::NamedPipe,
-        FileKind::Socket => FileType::Socket,
-        FileKind::CharDev => FileType::CharDevice,
-        FileKind::BlockDev => FileType::BlockDevice,
-    }
-}
-
-fn kind_of_mode(mode: u32) -> Option<FileKind> {
-    match mode & libc::S_IFMT {
-        libc::S_IFREG => Some(FileKind::File),
-        libc::S_IFIFO => Some(FileKind::Fifo),
-        libc::S_IFSOCK => Some(FileKind::Socket),
-        libc::S_IFCHR => Some(FileKind::CharDev),
-        libc::S_IFBLK => Some(FileKind::BlockDev),
-        _ => None,
-    }
-}
-
-fn system_time(time: Time) -> SystemTime {
-    let nanos = Duration::from_nanos(time.nanos.into());
-    let secs = Duration::from_secs(time.secs.unsigned_abs());
-    // Out of SystemTime's range is out of the kernel's too; the epoch is the visible mark of it.
-    let base = if time.secs < 0 { UNIX_EPOCH.checked_sub(secs) } else { UNIX_EPOCH.checked_add(secs) };
-    base.and_then(|base| base.checked_add(nanos)).unwrap_or(UNIX_EPOCH)
-}
-
-fn time(time: SystemTime) -> Time {
-    match time.duration_since(UNIX_EPOCH) {
-        Ok(since) => Time { secs: since.as_secs().cast_signed(), nanos: since.subsec_nanos() },
-        Err(before) => {
-            let before = before.duration();
-            let (secs, nanos) = (before.as_secs().cast_signed(), before.subsec_nanos());
-            if nanos == 0 {
-                Time { secs: -secs, nanos }
-            } else {
-                Time { secs: -secs - 1, nanos: 1_000_000_000 - nanos }
-            }
-        }
-    }
-}
-
-fn time_change(change: TimeOrNow) -> TimeChange {
-    match change {
-        TimeOrNow::Now => TimeChange::Now,
-        TimeOrNow::SpecificTime(at) => TimeChange::Set(time(at)),
-    }
-}
-
-fn file_attr(attr: &Attr) -> FileAttr {
-    FileAttr {
-        ino: INodeNo(attr.ino.0),
-        size: attr.size,
-        blocks: attr.bytes.div_ceil(512),
-        atime: system_time(attr.atime),
-        mtime: system_time(attr.mtime),
-        ctime: system_time(attr.ctime),
-        crtime: system_time(attr.btime),
-        kind: file_type(attr.kind),
-        perm: (attr.mode & 0o7777) as u16,
-        nlink: attr.nlink,
-        uid: attr.uid,
-        gid: attr.gid,
-        rdev: attr.rdev,
-        blksize: limits::BLOCK_BYTES as u32,
-        flags: 0,
-    }
-}
-
-/// A name in `parent`.
-fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: INodeNo, result: Result<Attr, Error>) {
-    match result {
-        Ok(attr) => {
-            fs.told(attr.ino);
-            reply.entry(&names_ttl(ino(parent), fs.ttl(&attr)), &file_attr(&attr), Generation(0));
-        }
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn empty(reply: ReplyEmpty, result: Result<(), Error>) {
-    match result {
-        Ok(()) => reply.ok(),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn data(reply: ReplyData, result: Result<Vec<u8>, Error>) {
-    match result {
-        Ok(data) => reply.data(&data),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn attributes<F: Fabric>(fs: &Fs<F>, reply: ReplyAttr, result: Result<Attr, Error>) {
-    match result {
-        Ok(attr) => reply.attr(&fs.ttl(&attr), &file_attr(&attr)),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-/// The size protocol of getxattr and listxattr.
-fn value(reply: ReplyXattr, size: u32, result: Result<Vec<u8>, Error>) {
-    match result {
-        // At most 64 KiB, or 1024 names of 256 bytes.
-        Ok(bytes) if size == 0 => reply.size(bytes.len() as u32),
-        Ok(bytes) if bytes.len() > size as usize => reply.error(Errno::ERANGE),
-        Ok(bytes) => reply.data(&bytes),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-/// A lock as the kernel says it: `last` is its last byte.
-fn file_lock(owner: LockOwner, (start, last): (u64, u64), typ: i32, pid: u32) -> Option<FileLock> {
-    let kind = match typ {
-        libc::F_RDLCK => Some(LockKind::Read),
-        libc::F_WRLCK => Some(LockKind::Write),
-        libc::F_UNLCK => None,
-        _ => return None,
-    };
-    Some(FileLock { owner: owner.0, kind, start, end: last.saturating_add(1), pid })
-}
-
-fn locked(reply: ReplyEmpty, answer: Result<LockAnswer, Error>) {
-    match answer {
-        Ok(LockAnswer::Granted) => reply.ok(),
-        Ok(LockAnswer::Denied | LockAnswer::Waiting) => reply.error(Errno::EAGAIN),
-        Ok(LockAnswer::Deadlock) => reply.error(Errno::EDEADLK),
-        Ok(LockAnswer::Full) => reply.error(Errno::ENOLCK),
-        Err(e) => reply.error(errno(&e)),
-    }
-}
-
-fn caller(req: &Request) -> Caller {
-    Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
-}
-
-const fn open_flags(caching: Caching) -> FopenFlags {
-    match caching {
-        Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
-        Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
-    }
-}
 
 impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
