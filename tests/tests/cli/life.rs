@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::thread;
 
-use kos_tests::{Rng, is_mounted, wait_for};
+use kos_tests::{Rng, binary, is_mounted, wait_for};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, getsid};
 use serde_json::Value;
@@ -322,4 +322,39 @@ fn a_daemon_that_hangs_is_degraded() {
     place.write("file", b"it goes on");
     place.expect(&["down"], 0);
     place.is_gone();
+}
+
+#[test]
+fn without_words_it_is_kos_and_var_lib_kosfs() {
+    let place = Place::new();
+    // In a mount namespace of its own, where the machine's own node, if there is one, is out of the way.
+    let script = r#"
+        set -eu
+        awk '/kosfs/ { print $5 }' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l
+        mount -t tmpfs none /var/lib
+        "$1" up
+        trap '"$1" down --wipe' EXIT
+        "$1" status --json > status.json
+        sed -n 's/^MemAvailable: *\([0-9]*\) kB/\1/p' /proc/meminfo > available
+        pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' /var/lib/kosfs/run.json | head -n 1)
+        tr '\0' '\n' < "/proc/$pid/cmdline" > cmdline
+        echo written > /kos/mem/file
+    "#;
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-c", script, "sh"]).arg(binary("kos")).current_dir(place.root.path());
+    expect(command, 0);
+    let read = |name: &str| fs::read_to_string(place.root.path().join(name)).expect("read");
+    let status: Value = serde_json::from_str(&read("status.json")).expect("json");
+    assert_eq!(status["mounts"][0]["dir"], "/kos");
+    assert_eq!(status["mount_source"], "/var/lib/kosfs/kos.sock");
+    let cmdline = read("cmdline");
+    let words: Vec<&str> = cmdline.lines().collect();
+    let after = |option: &str| words.windows(2).find(|pair| pair[0] == option).expect("option")[1];
+    assert_eq!((after("--state"), after("--mount")), ("/var/lib/kosfs", "/kos"));
+    let (given, available): (u64, u64) = (
+        after("--tier-ram").parse().expect("bytes"),
+        read("available").trim().parse::<u64>().expect("kB") * 1024,
+    );
+    // Others use memory meanwhile.
+    assert!((available / 8..available / 2).contains(&given), "{given} of {available}");
 }
