@@ -19,6 +19,7 @@ mod repair;
 mod room;
 mod scrub;
 mod shards;
+mod spare;
 mod spill;
 mod standing;
 mod status;

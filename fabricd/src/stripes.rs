@@ -17,6 +17,7 @@ use crate::db::Db;
 use crate::events::Events;
 use crate::recency::Recency;
 use crate::shards::{self, Shards};
+use crate::spare::Spare;
 use crate::standing::{self, Standings};
 use crate::status::Counters;
 use crate::tiers::{Spot, Tier, Tiers};
@@ -40,6 +41,8 @@ pub(crate) struct Stripes {
     pub(crate) shards: Shards,
     pub(crate) db: Arc<Db>,
     cache: Cache<StripeId, record::Stripe>,
+    /// For the shards of stripes that are being coded.
+    spare: Spare,
     pending: Mutex<HashMap<StripeId, Pending>>,
     /// Stripes under repair, so that a second reader only decodes. Collecting holds it too: a
     /// shard must not be put back while its stripe goes.
@@ -71,6 +74,7 @@ impl Stripes {
             shards: Shards::new(tiers, Arc::clone(&db)),
             db,
             cache: Cache::new(CACHED),
+            spare: Spare::default(),
             pending: Mutex::default(),
             repairing: Mutex::default(),
             standings: Standings::default(),
@@ -102,10 +106,24 @@ impl Stripes {
         let (coded, layout) = packed
             .as_ref()
             .map_or_else(|| (data, Layout::plain(data.len())), |(coded, layout)| (coded, layout.clone()));
-        let payloads = stripe::encode(policy.geometry, coded)?;
-        let mut spots = Vec::with_capacity(payloads.len());
-        for (index, payload) in (0..).zip(&payloads) {
-            match self.append((id, index), policy, &layout, &spots, payload) {
+        let spots = self.spare.with(|room| {
+            let sealed = stripe::seal(id, policy.geometry, &layout, coded, room)?;
+            self.append_all(id, policy, &sealed)
+        })?;
+        let len = data.len() as u64;
+        self.pending().insert(id, Pending { since: Instant::now(), policy, len, spots });
+        self.counters.stripes_written.fetch_add(1, Ordering::Relaxed);
+        self.counters.bytes_written.fetch_add(len, Ordering::Relaxed);
+        self.counters.bytes_saved.fetch_add(len - coded.len() as u64, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Write all shards of a new stripe, or none.
+    fn append_all(&self, id: StripeId, policy: Policy, sealed: &[stripe::Sealed<'_>]) -> Result<Vec<Spot>> {
+        let mut spots = Vec::with_capacity(sealed.len());
+        for (index, shard) in (0..).zip(sealed) {
+            let parts = [&shard.header, shard.payload, &shard.table];
+            match self.tiers().append(policy.into(), first_place(id, index), &spots, &parts) {
                 Ok(spot) => spots.push(spot),
                 Err(e) => {
                     self.free(&spots);
@@ -113,12 +131,7 @@ impl Stripes {
                 }
             }
         }
-        let len = data.len() as u64;
-        self.pending().insert(id, Pending { since: Instant::now(), policy, len, spots });
-        self.counters.stripes_written.fetch_add(1, Ordering::Relaxed);
-        self.counters.bytes_written.fetch_add(len, Ordering::Relaxed);
-        self.counters.bytes_saved.fetch_add(len - coded.len() as u64, Ordering::Relaxed);
-        Ok(())
+        Ok(spots)
     }
 
     /// Write one shard of a stripe whose others are at `beside`.
@@ -131,8 +144,7 @@ impl Stripes {
         payload: &[u8],
     ) -> Result<Spot> {
         let (header, table) = shard::seal(id, index, policy.geometry, layout, payload)?;
-        let first = (id.0 as usize).wrapping_add(usize::from(index));
-        self.tiers().append(policy.into(), first, beside, &[&header, payload, &table])
+        self.tiers().append(policy.into(), first_place(id, index), beside, &[&header, payload, &table])
     }
 
     /// Take written stripes out for a commit, as durable as their class says; answers their
@@ -333,8 +345,7 @@ impl Stripes {
                 let mut data = vec![0; len as usize];
                 self.tiers().read(&spot, 0, &mut data)?;
                 let others: Vec<Spot> = beside.iter().map(|shard| shard.2).collect();
-                let first = (id.0 as usize).wrapping_add(usize::from(index));
-                let moved = self.tiers().append(Tier::Disk, first, &others, &[&data])?;
+                let moved = self.tiers().append(Tier::Disk, first_place(id, index), &others, &[&data])?;
                 beside.push((id, index, moved));
                 places.insert(moved.place);
                 records.push((shards::key(id, index), Some(moved.encode())));
@@ -351,6 +362,11 @@ impl Stripes {
         self.db.sync()?;
         self.shards.tiers.close_ram()
     }
+}
+
+/// Where the search for a shard's place begins, so that stripes begin at different ones.
+fn first_place(id: StripeId, index: u8) -> usize {
+    (id.0 as usize).wrapping_add(usize::from(index))
 }
 
 /// The bytes to code instead of `data`, where that makes the shards smaller.

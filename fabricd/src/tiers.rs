@@ -90,9 +90,13 @@ impl RamDir {
             return Ok(None);
         }
         if !mounted {
-            // No huge pages: an append clears what it does not fill of each, and a freed shard
-            // splits them; writes took twice the time (docs/PERFORMANCE.md).
-            attach(dir, &format!("size={budget},mode=700"))?;
+            // Pages as large as an append fills: they are not cleared first, and go whole when a shard is
+            // freed. With `huge=always` an append clears what it does not fill (docs/PERFORMANCE.md).
+            let options = format!("size={budget},mode=700");
+            if let Err(e) = attach(dir, &format!("{options},huge=within_size")) {
+                kos_types::log!("fabricd: {e}; the memory tier has pages of 4 KiB");
+                attach(dir, &options)?;
+            }
         }
         Ok(Some(Self { dir: dir.to_path_buf(), fresh: !mounted }))
     }

@@ -423,7 +423,8 @@ impl<F: Fabric> Fs<F> {
         lock(&self.handles).values().any(|open| matches!(open, Handle::File { ino: of, .. } if *of == ino))
     }
 
-    pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, len: usize) -> Result<Vec<u8>> {
+    /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
+    pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, out: &mut [u8]) -> Result<usize> {
         if control::owns(ino) {
             let kept = match lock(&self.handles).get(&handle) {
                 Some(Handle::Control(contents)) => contents.clone(),
@@ -431,9 +432,11 @@ impl<F: Fabric> Fs<F> {
             };
             let contents = kept.map_or_else(|| self.control.read(ino).map(Arc::from), Ok)?;
             let from = usize::try_from(off).unwrap_or(usize::MAX).min(contents.len());
-            return Ok(contents[from..contents.len().min(from.saturating_add(len))].to_vec());
+            let len = out.len().min(contents.len() - from);
+            out[..len].copy_from_slice(&contents[from..from + len]);
+            return Ok(len);
         }
-        self.files.read(ino, off, len)
+        self.files.read(ino, off, out)
     }
 
     /// Without an offset the bytes are appended: the kernel's idea of the end may be old, ours is

@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use kos_types::limits::STRIPE_BYTES_MAX;
 
+use super::spare;
+
 /// Disjoint ranges of a file and their bytes.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Dirty {
@@ -33,15 +35,22 @@ impl Dirty {
         }
         self.remove(off, off + data.len() as u64);
         self.bytes += data.len();
-        // Appending is the common case: grow the range that ends here.
+        let (mut off, mut data, mut follows) = (off, data, false);
+        // Appending is the common case: fill up the range that ends here.
         if let Some((&start, before)) = self.ranges.range_mut(..off).next_back()
             && start + before.len() as u64 == off
-            && before.len() + data.len() <= STRIPE_BYTES_MAX
         {
-            before.extend_from_slice(data);
-            return;
+            let room = STRIPE_BYTES_MAX.saturating_sub(before.len());
+            let (head, rest) = data.split_at(data.len().min(room));
+            extend(before, head);
+            (off, data, follows) = (off + head.len() as u64, rest, true);
         }
-        self.ranges.insert(off, data.to_vec());
+        if !data.is_empty() {
+            // What goes on behind a full stripe will most likely fill the next one.
+            let mut range = if follows { spare::take() } else { Vec::new() };
+            range.extend_from_slice(data);
+            self.ranges.insert(off, range);
+        }
     }
 
     /// Take `off..end` away.
@@ -69,6 +78,7 @@ impl Dirty {
                 self.ranges.insert(end, keep);
             }
             self.bytes -= range.len();
+            spare::give(range);
         }
     }
 
@@ -94,8 +104,27 @@ impl Dirty {
     }
 }
 
+impl Drop for Dirty {
+    fn drop(&mut self) {
+        std::mem::take(&mut self.ranges).into_values().for_each(spare::give);
+    }
+}
+
+/// A range that would be moved to a larger buffer anyway gets one of those that are used again.
+fn extend(range: &mut Vec<u8>, data: &[u8]) {
+    let len = range.len() + data.len();
+    if len > range.capacity() && len > STRIPE_BYTES_MAX / 2 && len <= STRIPE_BYTES_MAX {
+        let mut larger = spare::take();
+        larger.extend_from_slice(range);
+        *range = larger;
+    }
+    range.extend_from_slice(data);
+}
+
 #[cfg(test)]
 mod tests {
+    use kos_types::limits::STRIPE_BYTES_MAX;
+
     use super::Dirty;
 
     /// Numbers from a seed, xorshift.
@@ -134,6 +163,29 @@ mod tests {
             }
             let held: usize = dirty.iter().map(|(_, bytes)| bytes.len()).sum();
             assert_eq!(held, dirty.bytes());
+        }
+    }
+
+    #[test]
+    fn a_stream_of_any_step_fills_whole_stripes() {
+        for step in
+            [4096, 1_000_000, 1 << 20, 3 << 20, STRIPE_BYTES_MAX - 1, STRIPE_BYTES_MAX, 2 * STRIPE_BYTES_MAX]
+        {
+            let bytes: Vec<u8> = (0..step).map(|i| (i % 253) as u8).collect();
+            let (mut dirty, mut end) = (Dirty::default(), 0);
+            while end < 5 * STRIPE_BYTES_MAX {
+                dirty.insert(end as u64, &bytes);
+                end += step;
+            }
+            let ranges: Vec<_> = dirty.iter().collect();
+            assert_eq!((dirty.bytes(), ranges[0].0), (end, 0), "{step}");
+            for pair in ranges.windows(2) {
+                assert_eq!(pair[0].0 + pair[0].1.len() as u64, pair[1].0, "{step}");
+                assert!(pair[0].1.len() >= STRIPE_BYTES_MAX, "{step}");
+            }
+            assert!(ranges.iter().all(|(off, range)| {
+                range.iter().enumerate().all(|(i, &b)| b == ((*off as usize + i) % step % 253) as u8)
+            }));
         }
     }
 

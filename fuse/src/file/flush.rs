@@ -1,5 +1,7 @@
 //! Writing buffers out: the buffers of many files become few stripes, then each file's commit.
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use kos_types::limits::INLINE_BYTES_MAX;
 use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Policy, Result, StripeId};
 
@@ -112,13 +114,7 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Dead
     let dirty: Vec<_> = jobs.iter().map(|job| if job.inline { &none } else { &*job.taken.dirty }).collect();
     let plan = pack(&dirty);
     let packed = &plan.stripes;
-    let mut ids = Vec::with_capacity(packed.len());
-    for group in packed.chunks(STRIPES_AT_ONCE) {
-        match deadline.check(SLOW) {
-            Ok(()) => ids.extend(write_stripes(fabric, policy, group)),
-            Err(e) => ids.extend(group.iter().map(|_| Err(e.clone()))),
-        }
-    }
+    let ids = write_stripes(fabric, policy, packed, deadline);
     let mut introduced = vec![false; packed.len()];
     let results = jobs
         .iter()
@@ -155,14 +151,29 @@ fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Dead
     results
 }
 
-fn write_stripes<F: Fabric>(fabric: &F, policy: Policy, group: &[Packed<'_>]) -> Vec<Result<StripeId>> {
-    if let [single] = group {
-        return vec![fabric.write_stripe(policy, &single.data)];
-    }
+/// Write stripes, a few at once; an answer for each.
+fn write_stripes<F: Fabric>(
+    fabric: &F,
+    policy: Policy,
+    packed: &[Packed<'_>],
+    deadline: Deadline,
+) -> Vec<Result<StripeId>> {
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut written = Vec::new();
+        loop {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            let Some(packed) = packed.get(at) else { return written };
+            let id = deadline.check(SLOW).and_then(|()| fabric.write_stripe(policy, &packed.data));
+            written.push((at, id));
+        }
+    };
+    let mut ids = vec![Err(Error::new(Kind::Io, "flush: panicked")); packed.len()];
     std::thread::scope(|scope| {
-        let writes: Vec<_> =
-            group.iter().map(|p| scope.spawn(|| fabric.write_stripe(policy, &p.data))).collect();
-        let panicked = |_| Err(Error::new(Kind::Io, "flush: panicked"));
-        writes.into_iter().map(|w| w.join().unwrap_or_else(panicked)).collect()
-    })
+        let others: Vec<_> = (1..STRIPES_AT_ONCE.min(packed.len())).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        let written = others.into_iter().filter_map(|other| other.join().ok()).flatten().chain(own);
+        written.for_each(|(at, id)| ids[at] = id);
+    });
+    ids
 }

@@ -5,13 +5,14 @@ mod dirty;
 mod flush;
 mod node;
 mod pack;
+mod spare;
 mod zeros;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -43,6 +44,7 @@ pub(crate) struct Files<F> {
     nodes: Mutex<HashMap<Ino, Arc<Node>>>,
     /// Bytes in all buffers.
     dirty: AtomicUsize,
+    flusher: OnceLock<SyncSender<Order>>,
     /// Nodes that left the table: whoever looked at attributes meanwhile looks again.
     left: AtomicU64,
 }
@@ -54,6 +56,7 @@ impl<F: Fabric> Files<F> {
             patience,
             nodes: Mutex::default(),
             dirty: AtomicUsize::new(0),
+            flusher: OnceLock::new(),
             left: AtomicU64::new(0),
         }
     }
@@ -130,8 +133,9 @@ impl<F: Fabric> Files<F> {
         again
     }
 
-    pub(crate) fn read(&self, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
-        self.node(ino).read(&*self.fabric, off, len, self.deadline())
+    /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
+    pub(crate) fn read(&self, ino: Ino, off: u64, out: &mut [u8]) -> Result<usize> {
+        self.node(ino).read(&*self.fabric, off, out, self.deadline())
     }
 
     pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<()> {
@@ -154,6 +158,9 @@ impl<F: Fabric> Files<F> {
         self.fabric.release(ino, (data.len() - grown) as u64);
         written?;
         self.dirty.fetch_add(grown, Ordering::Relaxed);
+        if node.state().is_large() {
+            self.wake_flusher();
+        }
         // Asked after the bytes are in the buffer: whoever begins to share flushes what it finds.
         if self.fabric.shared() {
             self.flush_node(&node)?;
@@ -163,6 +170,14 @@ impl<F: Fabric> Files<F> {
             }
         }
         Ok(())
+    }
+
+    /// Flush what is large now. When an order waits already, that one will do.
+    fn wake_flusher(&self) {
+        if let Some(flusher) = self.flusher.get() {
+            // An error says that one waits, or that the mount ends and flushes everything.
+            let _ = flusher.try_send(Order::Flush);
+        }
     }
 
     /// Room for a write: what does not fit is refused now and not when it is flushed.
@@ -304,18 +319,31 @@ fn batches(nodes: &[(Ino, Arc<Node>)]) -> Vec<&[(Ino, Arc<Node>)]> {
     batches
 }
 
+/// What the flusher is told.
+enum Order {
+    Flush,
+    End,
+}
+
 /// The thread that flushes old and large buffers; it ends when this is dropped.
 pub(crate) struct Flusher {
-    stop: Option<Sender<()>>,
+    orders: SyncSender<Order>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Flusher {
     pub(crate) fn start<F: Fabric + 'static>(files: Arc<Files<F>>) -> Result<Self> {
-        let (stop, stopped) = mpsc::channel();
+        let (orders, received) = mpsc::sync_channel(1);
         let old = Duration::from_secs(DIRTY_AGE_SECS_MAX);
+        // A mount has one flusher.
+        files.flusher.get_or_init(|| orders.clone());
         let run = move || {
-            while stopped.recv_timeout(PERIOD) == Err(RecvTimeoutError::Timeout) {
+            loop {
+                match received.recv_timeout(PERIOD) {
+                    Ok(Order::Flush) => (),
+                    Err(RecvTimeoutError::Timeout) => spare::trim(),
+                    Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => break,
+                }
                 let due = |node: &Node| {
                     let state = node.state();
                     state.since.is_some_and(|since| since.elapsed() >= old) || state.is_large()
@@ -328,13 +356,14 @@ impl Flusher {
             .name("flusher".into())
             .spawn(run)
             .map_err(|e| Error::io("flusher: thread", &e))?;
-        Ok(Self { stop: Some(stop), thread: Some(thread) })
+        Ok(Self { orders, thread: Some(thread) })
     }
 }
 
 impl Drop for Flusher {
     fn drop(&mut self) {
-        drop(self.stop.take());
+        // An error says that it has ended already.
+        let _ = self.orders.send(Order::End);
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
             kos_types::log!("kos-fuse: the flusher panicked");
         }

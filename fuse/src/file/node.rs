@@ -45,7 +45,7 @@ impl State {
 
     /// Worth a flush of its own now; one that failed waits as long as an old one.
     pub(crate) fn is_large(&self) -> bool {
-        self.bytes() >= super::FLUSH_BYTES && !self.failing
+        self.dirty.bytes() >= super::FLUSH_BYTES && !self.failing
     }
 
     pub(crate) const fn is_clean(&self) -> bool {
@@ -146,25 +146,44 @@ impl Node {
         Ok(())
     }
 
-    /// At most `len` bytes from `off` on; fewer only at the end of the file.
+    /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
     pub(crate) fn read<F: Fabric>(
         &self,
         fabric: &F,
         off: u64,
-        len: usize,
+        out: &mut [u8],
         deadline: Deadline,
-    ) -> Result<Vec<u8>> {
+    ) -> Result<usize> {
+        let mut done = 0;
+        while done < out.len() {
+            let (read, is_all) = self.read_mapped(fabric, off + done as u64, &mut out[done..], deadline)?;
+            done += read;
+            if is_all {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    /// The same as far as one map of extents goes, and whether that was all.
+    fn read_mapped<F: Fabric>(
+        &self,
+        fabric: &F,
+        off: u64,
+        out: &mut [u8],
+        deadline: Deadline,
+    ) -> Result<(usize, bool)> {
+        let len = out.len() as u64;
         for _ in 0..READ_TRIES {
             let flushes = self.state().flushes;
-            let map = fabric.extents(self.ino, off, len as u64)?;
-            let mut out = vec![0; len];
+            let map = fabric.extents(self.ino, off, len)?;
             let mut end = off;
             let mut gone = false;
             for extent in &map.extents {
                 let part = &mut out[(extent.off - off) as usize..(extent.off - off + extent.len) as usize];
                 end = extent.off + extent.len;
                 match &extent.source {
-                    Source::Hole => (),
+                    Source::Hole => part.fill(0),
                     Source::Inline(bytes) => part.copy_from_slice(bytes),
                     &Source::Stripe(id, at) => {
                         deadline.check("read: the fabric is too slow")?;
@@ -180,19 +199,18 @@ impl Node {
                 continue;
             }
             let size = map.size.max(state.size.unwrap_or(0));
-            let wanted = size.min(off.saturating_add(len as u64));
+            let wanted = size.min(off.saturating_add(len));
             // A map that was cut short ends before the bytes do: answer what is known.
             let complete = end >= wanted.min(map.size);
             let upto = if complete { wanted } else { end };
-            out.truncate(upto.saturating_sub(off) as usize);
-            state.flushing.overlay(off, &mut out);
-            state.dirty.overlay(off, &mut out);
-            drop(state);
-            if !complete {
-                let more = self.read(fabric, end, len - out.len(), deadline)?;
-                out.extend_from_slice(&more);
+            let out = &mut out[..upto.saturating_sub(off) as usize];
+            // Beyond the committed end there is what is buffered, and zeros between.
+            if let Some(rest) = out.get_mut((end - off) as usize..) {
+                rest.fill(0);
             }
-            return Ok(out);
+            state.flushing.overlay(off, out);
+            state.dirty.overlay(off, out);
+            return Ok((out.len(), complete));
         }
         Err(Error::new(Kind::TimedOut, "read: the file changes faster than it can be read"))
     }

@@ -81,9 +81,12 @@ pub(crate) fn pack<'a>(files: &[&'a Dirty]) -> Plan<'a> {
                 (off, bytes) = (off + run.len() as u64, &bytes[run.len()..]);
                 continue;
             }
-            let (head, _) = run.split_at(run.len().min(STRIPE_BYTES_MAX - rest.data.len()));
+            // What fills a stripe is not copied, whatever else is packed.
+            let whole = run.len() >= STRIPE_BYTES_MAX;
+            let room = if whole { STRIPE_BYTES_MAX } else { STRIPE_BYTES_MAX - rest.data.len() };
+            let (head, _) = run.split_at(run.len().min(room));
             let (len, at) = (head.len() as u64, rest.data.len() as u64);
-            if head.len() == STRIPE_BYTES_MAX {
+            if whole {
                 let ranges = vec![Range { file, off, len, at: 0 }];
                 plan.stripes.push(Packed { data: Cow::Borrowed(head), ranges });
             } else {

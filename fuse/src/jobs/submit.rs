@@ -127,7 +127,9 @@ impl<F: Fabric> Fs<F> {
     fn submit(&self, name: &[u8], ino: Ino, submitter: &Submitter, again: Option<JobId>) -> Result<JobId> {
         let submitted = self.attr(ino).and_then(|attr| {
             check_file(&attr, submitter)?;
-            let text = self.files.read(ino, 0, limits::JOB_SPEC_BYTES_MAX + 1)?;
+            let mut text = vec![0; limits::JOB_SPEC_BYTES_MAX + 1];
+            let len = self.files.read(ino, 0, &mut text)?;
+            text.truncate(len);
             let (dropped, submitter, mode) = (name.to_vec(), submitter.clone(), attr.mode);
             self.job_op(JobOp::Submit { dropped, submitter, mode, text, again })
         });

@@ -2,6 +2,7 @@
 //! decided here.
 
 mod convert;
+mod room;
 
 use std::ffi::OsStr;
 use std::io;
@@ -276,7 +277,10 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             let deliver = move |text| data(reply, text);
             return self.0.wait(ino(node), req.pid(), offset, Box::new(deliver));
         }
-        data(reply, self.0.read(ino(node), fh.0, offset, size as usize));
+        room::with(size as usize, |out| match self.0.read(ino(node), fh.0, offset, out) {
+            Ok(len) => reply.data(&out[..len]),
+            Err(e) => reply.error(errno(&e)),
+        });
     }
 
     fn write(

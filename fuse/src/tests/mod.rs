@@ -12,7 +12,7 @@ mod small;
 use std::path::Path;
 use std::sync::Arc;
 
-use kos_types::{Cred, FileKind, Ino, ROOT};
+use kos_types::{Cred, FileKind, Ino, ROOT, Result};
 
 use crate::fs::Fs;
 use crate::jobs::Caller;
@@ -36,6 +36,14 @@ fn create(fs: &Fs<Model>, name: &str) -> Ino {
     let ino = fs.create(name, FileKind::File, (0o644, 0, 0), who, b"").expect("create").ino;
     fs.told(ino);
     ino
+}
+
+/// What a read answers, into memory that holds something else.
+fn read(fs: &Fs<Model>, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
+    let mut out = vec![0xa5; len];
+    let read = fs.read(ino, 0, off, &mut out)?;
+    out.truncate(read);
+    Ok(out)
 }
 
 /// Randomness from a seed, xorshift64*.

@@ -12,7 +12,7 @@ use kos_types::{Ino, ROOT, SetAttr, SetSize};
 use memmap2::MmapMut;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 
-use super::{Live, Model, Rng, create, put, unmounted};
+use super::{Live, Model, Rng, create, put, read, unmounted};
 use crate::fs::{Allocate, Fs};
 
 /// Files stay below this: more than a stripe, and small enough to be read whole.
@@ -193,7 +193,7 @@ impl Target for &Direct {
     }
 
     fn read(&mut self, file: usize, off: usize, len: usize) -> Vec<u8> {
-        self.fs.read(self.files[file], 0, off as u64, len).expect("read")
+        read(&self.fs, self.files[file], off as u64, len).expect("read")
     }
 
     fn seek(&mut self, file: usize, off: usize, data: bool) -> Option<usize> {

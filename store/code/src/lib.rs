@@ -2,6 +2,7 @@
 //! Bytes in, bytes out; no I/O and no clock.
 
 pub mod compress;
+mod crc;
 pub mod shard;
 pub mod stripe;
 

@@ -7,6 +7,7 @@ use kos_types::limits::{BLOCK_BYTES, STRIPE_BYTES_MAX};
 use kos_types::{Error, Geometry, Kind, Result, StripeId};
 
 use crate::compress::{CHUNK_BYTES, CHUNKS_MAX, Layout};
+use crate::crc;
 use crate::stripe::shard_len;
 
 /// Bytes of the header, and where the payload begins.
@@ -97,19 +98,56 @@ pub fn seal(
     layout: &Layout,
     payload: &[u8],
 ) -> Result<([u8; HEADER_BYTES], Vec<u8>)> {
-    let mut table: Vec<u8> = crc_table(payload).into_iter().flat_map(u32::to_le_bytes).collect();
-    table.resize(table_len(payload.len()), 0);
-    let header = ShardHeader {
-        stripe,
-        index,
-        geometry,
-        layout: layout.clone(),
-        payload_len: payload.len() as u64,
-        payload_hash: *blake3::hash(payload).as_bytes(),
-        table_crc: crc_fast::crc32_iscsi(&table),
-    };
-    header.check().map_err(|e| Error::new(Kind::Invalid, format!("seal: {e}")))?;
-    Ok((encode_header(&header), table))
+    let mut sums = Sums::new(payload.len());
+    sums.update(payload);
+    sums.seal(stripe, index, geometry, layout)
+}
+
+/// The sums of a payload, taken piece by piece while the pieces are in the processor's cache.
+pub(crate) struct Sums {
+    payload_len: usize,
+    table: Vec<u8>,
+    hasher: blake3::Hasher,
+}
+
+impl Sums {
+    /// Of nothing yet, and of `payload_len` bytes in the end.
+    pub(crate) fn new(payload_len: usize) -> Self {
+        let table = Vec::with_capacity(table_len(payload_len));
+        Self { payload_len, table, hasher: blake3::Hasher::new() }
+    }
+
+    /// The next bytes: whole blocks, but for the last ones.
+    pub(crate) fn update(&mut self, part: &[u8]) {
+        crc::each_block(part, |_, sum| {
+            self.table.extend_from_slice(&sum.to_le_bytes());
+            true
+        });
+        self.hasher.update(part);
+    }
+
+    /// As [`seal`].
+    pub(crate) fn seal(
+        self,
+        stripe: StripeId,
+        index: u8,
+        geometry: Geometry,
+        layout: &Layout,
+    ) -> Result<([u8; HEADER_BYTES], Vec<u8>)> {
+        let mut table = self.table;
+        table.resize(table_len(self.payload_len), 0);
+        let header = ShardHeader {
+            stripe,
+            index,
+            geometry,
+            layout: layout.clone(),
+            payload_len: self.payload_len as u64,
+            payload_hash: *self.hasher.finalize().as_bytes(),
+            table_crc: crc_fast::crc32_iscsi(&table),
+        };
+        header.check().map_err(|e| Error::new(Kind::Invalid, format!("seal: {e}")))?;
+        Ok((encode_header(&header), table))
+    }
 }
 
 /// The block that begins a shard at rest.
@@ -179,7 +217,12 @@ pub fn decode_header(bytes: &[u8]) -> Result<ShardHeader> {
 /// CRC32C of each block of `payload`.
 #[must_use]
 pub fn crc_table(payload: &[u8]) -> Vec<u32> {
-    payload.chunks(BLOCK_BYTES).map(crc_fast::crc32_iscsi).collect()
+    let mut table = Vec::with_capacity(payload.len().div_ceil(BLOCK_BYTES));
+    crc::each_block(payload, |_, sum| {
+        table.push(sum);
+        true
+    });
+    table
 }
 
 /// The checksum table as it is stored behind the payload of `header`.
@@ -200,14 +243,14 @@ pub fn decode_table(header: &ShardHeader, bytes: &[u8]) -> Result<Vec<u32>> {
 /// `table` says. No blocks verify nothing: false.
 #[must_use]
 pub fn verify_blocks(payload_part: &[u8], first_block: usize, table: &[u32]) -> bool {
-    let (blocks, rest) = payload_part.as_chunks::<BLOCK_BYTES>();
-    if blocks.is_empty() || !rest.is_empty() {
+    let blocks = payload_part.len() / BLOCK_BYTES;
+    if blocks == 0 || !payload_part.len().is_multiple_of(BLOCK_BYTES) {
         return false;
     }
     table
         .get(first_block..)
-        .and_then(|table| table.get(..blocks.len()))
-        .is_some_and(|table| blocks.iter().zip(table).all(|(b, &crc)| crc_fast::crc32_iscsi(b) == crc))
+        .and_then(|table| table.get(..blocks))
+        .is_some_and(|table| crc::each_block(payload_part, |number, sum| table[number] == sum))
 }
 
 /// Whether `payload` is the one that was sealed, by its cryptographic hash.

@@ -3,8 +3,11 @@
 use std::sync::OnceLock;
 
 use kos_types::limits::{BLOCK_BYTES, STRIPE_BYTES_MAX};
-use kos_types::{Error, Geometry, Kind, Result};
+use kos_types::{Error, Geometry, Kind, Result, StripeId};
 use reed_solomon_erasure::galois_8::ReedSolomon;
+
+use crate::compress::Layout;
+use crate::shard::{HEADER_BYTES, Sums};
 
 /// Bytes of every shard that are coded before moving on: the parity columns, which are read and
 /// written once per data shard, stay in the cache.
@@ -56,32 +59,81 @@ pub fn locate(geometry: Geometry, user_len: usize, at: usize, len: usize) -> imp
 /// # Errors
 /// `Invalid` unless `data` is 1 to [`STRIPE_BYTES_MAX`] bytes.
 pub fn encode(geometry: Geometry, data: &[u8]) -> Result<Vec<Vec<u8>>> {
+    let mut room = Vec::new();
+    let shards = encode_by_columns(geometry, data, &mut room, |_, _| ())?;
+    Ok(shards.into_iter().map(<[u8]>::to_vec).collect())
+}
+
+/// The n shards of a stripe, with what goes before and after each of them at rest.
+///
+/// `room` is for what is not in `coded`: at most m shards of parity and the padding's shards; whatever it
+/// holds is overwritten.
+///
+/// # Errors
+/// `Invalid` unless `coded` is 1 to [`STRIPE_BYTES_MAX`] bytes and as long as `layout` says.
+pub fn seal<'a>(
+    stripe: StripeId,
+    geometry: Geometry,
+    layout: &Layout,
+    coded: &'a [u8],
+    room: &'a mut Vec<u8>,
+) -> Result<Vec<Sealed<'a>>> {
+    let shard_len = shard_len(geometry, coded.len());
+    let mut sums: Vec<Sums> = (0..geometry.n()).map(|_| Sums::new(shard_len)).collect();
+    let shards = encode_by_columns(geometry, coded, room, |index, column| sums[index].update(column))?;
+    let sealed = (0..).zip(shards.into_iter().zip(sums)).map(|(index, (payload, sums))| {
+        let (header, table) = sums.seal(stripe, index, geometry, layout)?;
+        Ok(Sealed { header, payload, table })
+    });
+    sealed.collect()
+}
+
+/// One shard as it is stored: its header, its payload, its checksum table.
+#[derive(Debug)]
+pub struct Sealed<'a> {
+    /// The block before the payload.
+    pub header: [u8; HEADER_BYTES],
+    /// Of the stripe's bytes, or of the room.
+    pub payload: &'a [u8],
+    /// The blocks behind the payload.
+    pub table: Vec<u8>,
+}
+
+/// The n shards, data where it is and the others in `room`. `each` is shown every column of every shard
+/// with the shard's index, in order, as soon as it is there.
+fn encode_by_columns<'a>(
+    geometry: Geometry,
+    data: &'a [u8],
+    room: &'a mut Vec<u8>,
+    mut each: impl FnMut(usize, &[u8]),
+) -> Result<Vec<&'a [u8]>> {
     if data.is_empty() || data.len() > STRIPE_BYTES_MAX {
         return Err(invalid("encode: a stripe holds 1 byte to 4 MiB"));
     }
     let shard_len = shard_len(geometry, data.len());
-    let mut shards = Vec::with_capacity(geometry.n());
-    let mut rest = data;
-    for _ in 0..geometry.k() {
-        // Small data may end before the last data shards begin: those are zeros only.
-        let (own, after) = rest.split_at(rest.len().min(shard_len));
-        let mut shard = Vec::with_capacity(shard_len);
-        shard.extend_from_slice(own);
-        shard.resize(shard_len, 0);
-        shards.push(shard);
-        rest = after;
-    }
-    shards.resize_with(geometry.n(), || vec![0; shard_len]);
+    let (whole, rest) = data.split_at(data.len() / shard_len * shard_len);
+    let padded = geometry.k() - whole.len() / shard_len;
+    room.resize((padded + geometry.m()) * shard_len, 0);
+    let (padding, parity) = room.split_at_mut(padded * shard_len);
+    // Small data may end before the last data shards begin: those are zeros only.
+    let (own, zeros) = padding.split_at_mut(rest.len());
+    own.copy_from_slice(rest);
+    zeros.fill(0);
+    let padding = &*padding;
+    let mut shards: Vec<&[u8]> = whole.chunks(shard_len).chain(padding.chunks(shard_len)).collect();
 
-    if let Some(codec) = codec(geometry)? {
-        let (data, parity) = shards.split_at_mut(geometry.k());
-        for start in (0..shard_len).step_by(COLUMN_BYTES) {
-            let column = start..shard_len.min(start + COLUMN_BYTES);
-            let from: Vec<&[u8]> = data.iter().map(|s| &s[column.clone()]).collect();
-            let mut to: Vec<&mut [u8]> = parity.iter_mut().map(|s| &mut s[column.clone()]).collect();
+    let codec = codec(geometry)?;
+    for start in (0..shard_len).step_by(COLUMN_BYTES) {
+        let column = start..shard_len.min(start + COLUMN_BYTES);
+        let from: Vec<&[u8]> = shards.iter().map(|s| &s[column.clone()]).collect();
+        let mut to: Vec<&mut [u8]> = parity.chunks_mut(shard_len).map(|s| &mut s[column.clone()]).collect();
+        if let Some(codec) = codec {
             codec.encode_sep(&from, &mut to).map_err(|e| invalid(format!("encode: {e}")))?;
         }
+        let columns = from.into_iter().chain(to.into_iter().map(|column| &*column));
+        columns.enumerate().for_each(|(index, column)| each(index, column));
     }
+    shards.extend(parity.chunks(shard_len));
     Ok(shards)
 }
 
