@@ -1,7 +1,7 @@
 //! What file operations mean, without a word of the kernel's protocol.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use kos_types::{
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
-use crate::file::{Files, PATIENCE, now};
+use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
 use crate::locks::Locks;
@@ -33,6 +33,7 @@ enum Handle {
     /// Of a region.
     File {
         ino: Ino,
+        way: Way,
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
     },
@@ -74,6 +75,8 @@ pub(crate) struct Fs<F> {
     pub(crate) locks: Arc<Locks>,
     /// No file's bytes stay in the page cache.
     pub(crate) direct: bool,
+    /// What is only written goes past the page cache: the kernel can map a file that is open that way.
+    pub(crate) streams: AtomicBool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
 }
@@ -114,6 +117,7 @@ impl<F: Fabric> Fs<F> {
             known: Known::default(),
             locks: Arc::default(),
             direct: false,
+            streams: AtomicBool::new(false),
             share_locks: false,
         }
     }
@@ -393,14 +397,20 @@ impl<F: Fabric> Fs<F> {
     /// A handle for a region; it may have gone since the kernel looked it up.
     pub(crate) fn opened(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
         self.fabric.open(ino)?;
-        let node = self.files.open(ino);
-        // Also for O_DIRECT and O_APPEND: the kernel keeps those in step with its page cache
-        // itself, which it does not do for a file whose reads and writes all come here (ADR 0010).
+        // O_DIRECT and O_APPEND go through the page cache: the kernel keeps those in step with it itself,
+        // which it does not do for descriptors whose bytes all come here (ADR 10, 76).
+        let access = match flags & libc::O_ACCMODE {
+            libc::O_RDONLY => Access::Read,
+            libc::O_WRONLY if flags & libc::O_APPEND == 0 && self.streams.load(Ordering::Relaxed) => {
+                Access::Stream
+            }
+            _ => Access::Write,
+        };
         // With others about, that step is not ours alone: an append ends where the kernel does not know.
-        let caching = if self.direct || self.fabric.shared() { Caching::Direct } else { Caching::Keep };
-        let handle = self.add_handle(Handle::File { ino, errors_seen: node.errors() });
+        let (node, way) = self.files.open(ino, access, !self.direct && !self.fabric.shared());
+        let handle = self.add_handle(Handle::File { ino, way, errors_seen: node.errors() });
         self.job_opened(ino, handle, flags);
-        Ok((handle, caching))
+        Ok((handle, if way == Way::Cached { Caching::Keep } else { Caching::Direct }))
     }
 
     fn add_handle(&self, handle: Handle) -> u64 {
@@ -411,8 +421,8 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn release(&self, handle: u64) {
         let gone = lock(&self.handles).remove(&handle);
-        if let Some(Handle::File { ino, .. }) = gone {
-            self.files.close(ino);
+        if let Some(Handle::File { ino, way, .. }) = gone {
+            self.files.close(ino, way);
             self.job_released(ino, handle);
             self.fabric.close(ino);
         }
@@ -473,7 +483,7 @@ impl<F: Fabric> Fs<F> {
 
     fn tell_error(&self, handle: u64) -> Result<()> {
         let (ino, mut seen) = match lock(&self.handles).get(&handle) {
-            Some(Handle::File { ino, errors_seen }) => (*ino, *errors_seen),
+            Some(Handle::File { ino, errors_seen, .. }) => (*ino, *errors_seen),
             _ => return Ok(()),
         };
         // Not under the lock of all handles: a file may be busy with the fabric.

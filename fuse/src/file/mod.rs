@@ -4,6 +4,7 @@ mod deadline;
 mod dirty;
 mod flush;
 mod node;
+mod opens;
 mod pack;
 mod spare;
 mod zeros;
@@ -21,6 +22,7 @@ use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, SetAttr, S
 
 use deadline::Deadline;
 pub(crate) use node::{Node, now};
+pub(crate) use opens::{Access, Way};
 
 /// A file's buffer that is worth a flush of its own: several stripes, so that one commit and one
 /// round of syncs carry them.
@@ -79,17 +81,18 @@ impl<F: Fabric> Files<F> {
         Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
     }
 
-    pub(crate) fn open(&self, ino: Ino) -> Arc<Node> {
+    /// One more descriptor; `cacheable` says whether the page cache may be used for it at all.
+    pub(crate) fn open(&self, ino: Ino, access: Access, cacheable: bool) -> (Arc<Node>, Way) {
         let mut nodes = self.nodes();
         let node = nodes.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
-        node.state().opens += 1;
-        Arc::clone(node)
+        let way = node.state().opens.open(access, cacheable);
+        (Arc::clone(node), way)
     }
 
-    pub(crate) fn close(&self, ino: Ino) {
+    /// One less of those that were opened that way.
+    pub(crate) fn close(&self, ino: Ino, way: Way) {
         if let Some(node) = self.find(ino) {
-            let mut state = node.state();
-            state.opens = state.opens.saturating_sub(1);
+            node.state().opens.close(way);
         }
         self.leave(ino);
     }
@@ -97,14 +100,14 @@ impl<F: Fabric> Files<F> {
     /// All files that are open.
     pub(crate) fn open_files(&self) -> Vec<Ino> {
         let nodes = self.nodes();
-        nodes.iter().filter(|(_, node)| node.state().opens > 0).map(|(&ino, _)| ino).collect()
+        nodes.iter().filter(|(_, node)| node.state().opens.any()).map(|(&ino, _)| ino).collect()
     }
 
     /// Take a node that is clean and not open out of the table.
     fn leave(&self, ino: Ino) {
         if let Entry::Occupied(entry) = self.nodes().entry(ino) {
             let state = entry.get().state();
-            let idle = state.opens == 0 && state.is_clean() && state.bytes() == 0;
+            let idle = !state.opens.any() && state.is_clean() && state.bytes() == 0;
             drop(state);
             // One reference in the table and no other: nobody is using it.
             if idle && Arc::strong_count(entry.get()) == 1 {

@@ -8,6 +8,7 @@ use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetS
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
 use super::flush::is_stale;
+use super::opens::Opens;
 
 /// Times a read starts anew because a flush or another commit got in between.
 const READ_TRIES: usize = 16;
@@ -32,7 +33,7 @@ pub(crate) struct State {
     errors: u64,
     /// The last flush failed, and that was reported.
     failing: bool,
-    pub(crate) opens: u32,
+    pub(crate) opens: Opens,
     /// It has no name any more and its last user went: nothing is to be written.
     dropped: bool,
 }

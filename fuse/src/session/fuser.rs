@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fuser::{
@@ -88,8 +89,12 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         // Not flock's, which fuser does not tell apart: those stay the kernel's, and this mount's.
         let locks = self.0.share_locks.then_some(InitFlags::FUSE_POSIX_LOCKS);
         for flag in WANTED.into_iter().chain(locks) {
-            if config.add_capabilities(flag).is_err() {
+            let refused = config.add_capabilities(flag).is_err();
+            if refused {
                 kos_types::log!("kos-fuse: this kernel has no {flag:?}; the mount works without");
+            }
+            if flag == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP {
+                self.0.streams.store(!refused, Ordering::Relaxed);
             }
         }
         // Refused values leave the kernel's own: slower, not wrong.
