@@ -91,6 +91,47 @@ fn a_follower_reads_what_was_appended() {
     });
 }
 
+/// The same with a descriptor that only writes, and so goes past the page cache while nobody holds pages:
+/// followers come and go, and one has the file mapped.
+#[test]
+fn a_follower_reads_what_was_streamed() {
+    let live = Live::new();
+    let path = live.path("stream");
+    let mut rng = Rng::seeded(2);
+    for _ in 0..4 {
+        let mut stream = File::create(&path).expect("create");
+        let (stop, is_x) = (AtomicBool::new(false), |bytes: &[u8]| bytes.iter().all(|&b| b == b'x'));
+        thread::scope(|scope| {
+            for anew in [true, false, false, false] {
+                let (path, stop) = (&path, &stop);
+                scope.spawn(move || {
+                    let mut file = File::open(path).expect("open");
+                    while !stop.load(Ordering::Relaxed) {
+                        let len = file.metadata().expect("stat").len();
+                        let mut tail = [0; 2 * BLOCK];
+                        let found = file.read_at(&mut tail, len.saturating_sub(BLOCK as u64)).expect("read");
+                        assert!(is_x(&tail[..found]), "a byte that nobody wrote, of {len}");
+                        if anew {
+                            file = File::open(path).expect("open");
+                        }
+                    }
+                });
+            }
+            let mut written = 0;
+            for _ in 0..3000 {
+                let len = 1 + rng.below(300);
+                stream.write_all(&vec![b'x'; len]).expect("write");
+                written += len;
+                assert_eq!(stream.metadata().expect("stat").len(), written as u64);
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(is_x(&map(&both().open(&path).expect("open"))), "mapped beside the stream");
+        drop(stream);
+        assert!(is_x(&fs::read(&path).expect("read")));
+    }
+}
+
 /// Once an O_DIRECT write has returned, nobody reads what was there before, although readers bring
 /// pages into the cache all the time.
 #[test]

@@ -276,15 +276,16 @@ impl Drop for StopWhenDropped<'_> {
 /// A mount, with descriptors of all kinds that are opened again and again in any order.
 struct Mount {
     /// Closed before the mount goes.
-    open: [[Option<File>; 3]; 2],
+    open: [[Option<File>; 4]; 2],
     live: Live,
     rng: Rng,
 }
 
-/// What a descriptor is opened with besides read and write.
-const KINDS: [i32; 3] = [0, libc::O_DIRECT, libc::O_APPEND];
+/// What a descriptor is opened with besides writing, and reading but for the last.
+const KINDS: [i32; 4] = [0, libc::O_DIRECT, libc::O_APPEND, 0];
 const CACHED: usize = 0;
 const APPEND: usize = 2;
+const STREAM: usize = 3;
 
 impl Mount {
     fn new(rng: Rng, threads: usize) -> Self {
@@ -298,12 +299,12 @@ impl Mount {
     fn file(&mut self, file: usize, kind: usize) -> &File {
         if self.rng.below(10) == 0 {
             // Closed here, or kept open while another mode is opened anew.
-            let kind = self.rng.below(3);
+            let kind = self.rng.below(4);
             self.open[file][kind] = None;
         }
         self.open[file][kind].get_or_insert_with(|| {
             let mut options = OpenOptions::new();
-            options.read(true).write(true).custom_flags(KINDS[kind]);
+            options.read(kind != STREAM).write(true).custom_flags(KINDS[kind]);
             options.open(self.live.path(NAMES[file])).expect("open")
         })
     }
@@ -338,7 +339,9 @@ impl Target for Mount {
             }
             return;
         }
-        self.any(file).write_all_at(data, off as u64).expect("write");
+        let stream = self.rng.below(3) == 0;
+        let file = if stream { self.file(file, STREAM) } else { self.any(file) };
+        file.write_all_at(data, off as u64).expect("write");
     }
 
     fn append(&mut self, file: usize, data: &[u8]) {
