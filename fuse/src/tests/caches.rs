@@ -1,12 +1,14 @@
 //! Descriptors of different kinds on one file: page cache, O_DIRECT, O_APPEND and mapped.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::hint::black_box;
+use std::io::{self, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
-use memmap2::{MmapMut, MmapOptions};
+use memmap2::{Mmap, MmapMut, MmapOptions};
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{Live, Rng, put};
@@ -21,6 +23,14 @@ fn map(file: &File) -> MmapMut {
     #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
     // SAFETY: the tests reach mappings only through this slice and do not shorten the file.
     unsafe { MmapMut::map_mut(file) }.expect("mmap")
+}
+
+fn map_to_read(file: &File) -> io::Result<Mmap> {
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
+    // SAFETY: nobody shortens the file.
+    unsafe {
+        Mmap::map(file)
+    }
 }
 
 /// The kernel writes a mapping's pages back through any descriptor that maps the file for writing.
@@ -206,5 +216,42 @@ fn direct_reads_and_writes_agree_with_a_mapping() {
         direct.write_all_at(&[!round; BLOCK / 2], 2 * BLOCK as u64).expect("write");
         assert!(pages[2 * BLOCK..2 * BLOCK + BLOCK / 2] == [!round; BLOCK / 2], "round {round}: written");
         assert!(pages[2 * BLOCK + BLOCK / 2..3 * BLOCK] == [round; BLOCK / 2], "round {round}: kept");
+    }
+}
+
+/// What write(2) has written is in every mapping when it returns, and in the page cache of who opens the file
+/// later, although mappings bring pages in all the time.
+#[test]
+fn a_mapping_sees_what_was_streamed() {
+    let live = Live::new();
+    let path = live.path("mapped");
+    put(&path, &[0; 2 * BLOCK]);
+    for round in 0..50_u8 {
+        // The kernel tells of a close some time after it: only then the next descriptor streams.
+        thread::sleep(Duration::from_millis(10));
+        let stream = OpenOptions::new().write(true).open(&path).expect("open");
+        let pages = [(); 2].map(|()| File::open(&path).and_then(|file| map_to_read(&file)).expect("mmap"));
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            for pages in &pages {
+                scope.spawn(|| {
+                    while !stop.load(Ordering::Relaxed) {
+                        black_box((pages[0], pages[BLOCK]));
+                    }
+                });
+            }
+            for nth in 0..40 {
+                let value = round.wrapping_sub(39).wrapping_add(nth);
+                for page in 0..2 {
+                    stream.write_all_at(&[value; BLOCK], page * BLOCK as u64).expect("write");
+                }
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for pages in &pages {
+            assert_eq!((pages[0], pages[BLOCK]), (round, round));
+        }
+        drop((stream, pages));
+        assert_eq!(fs::read(&path).expect("read"), [round; 2 * BLOCK]);
     }
 }
