@@ -90,10 +90,10 @@ fn rate(work: &Work, sample: Sample) -> f64 {
 
 fn row(work: &Work, ours: Sample, reference: Sample) {
     let (a, b) = (rate(work, ours), rate(work, reference));
-    let per_gib = ours.cpu / ((work.amount)() as f64 / (1_u64 << 30) as f64);
+    let per_one = ours.cpu / (work.amount)() as f64;
     let (unit, ratio, cpu) = match work.kind {
-        Kind::Bytes => ("MB/s", a / b, format!("{per_gib:.2}")),
-        Kind::Operations => ("/s", a / b, "-".to_owned()),
+        Kind::Bytes => ("MB/s", a / b, format!("{:.2}", per_one * (1_u64 << 30) as f64)),
+        Kind::Operations => ("/s", a / b, format!("{:.0} us each", per_one * 1e6)),
         // Of speeds, as the others: above 1 is better.
         Kind::Latency => ("us", b / a, "-".to_owned()),
     };
@@ -101,12 +101,15 @@ fn row(work: &Work, ours: Sample, reference: Sample) {
     println!("| {} | {a:.0} {unit} | {b:.0} {unit} | {ratio:.2} | {cpu} | {memory} MiB |", work.name);
 }
 
+/// KOS_BENCH_ONLY=TEXT: only the rows with this in their name; those that read need the one that writes.
+///
 /// `percent`: what the reference writes for each byte that kosfs is given.
 fn table(title: &str, ours: &Path, reference: &Path, percent: u64, pid: u32) {
     println!("\n### {title}\n");
     println!("| path | kosfs | reference | ratio | CPU-s/GiB | memory |\n|---|---|---|---|---|---|");
     let (ours, reference) = (Place { dir: ours, percent: 100 }, Place { dir: reference, percent });
-    for work in &WORKS {
+    let only = std::env::var("KOS_BENCH_ONLY").unwrap_or_default();
+    for work in WORKS.iter().filter(|work| work.name.contains(&only)) {
         row(work, measure(work, &ours, Some(pid)), measure(work, &reference, None));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use kos_core::record::{ExtentRecord, Place, Stripe};
-use kos_core::{Tables, keys, policy, read};
+use kos_core::{Tables, keys, read};
 use kos_types::limits::STRIPE_BYTES_MAX;
 use kos_types::{Error, ExtentPut, Ino, Kind, Op, Origin, Pin, Policy, Result, Seq, StripeId};
 
@@ -115,7 +115,7 @@ impl Pass<'_> {
                 let mut going = true;
                 if file.is_none_or(|(before, _)| before != ino) {
                     going = self.rewrite_all(file, run.end())?;
-                    file = policy::of(&*self.inner.db, ino).map(|policy| Some((ino, policy)))?;
+                    file = self.inner.policies.of(&*self.inner.db, ino).map(|policy| Some((ino, policy)))?;
                 }
                 let Some((_, policy)) = file else { return Ok(going) };
                 // What a snapshot holds would be there twice.

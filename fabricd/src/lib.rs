@@ -13,6 +13,7 @@ mod hub;
 mod jobs;
 mod locks;
 mod node;
+mod policies;
 mod rebuild;
 mod recency;
 mod repair;

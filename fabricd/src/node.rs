@@ -18,6 +18,7 @@ use crate::bell::Bell;
 use crate::db::{self, Db};
 use crate::events::Events;
 use crate::group::Group;
+use crate::policies::Policies;
 use crate::room::Rooms;
 use crate::standing::Redundancy;
 use crate::status::Counters;
@@ -73,6 +74,7 @@ pub(crate) struct Inner {
     /// Held by whoever collects garbage.
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
+    pub(crate) policies: Policies,
     /// Held by whoever applies a command.
     committer: Mutex<()>,
     sync: Group,
@@ -159,6 +161,7 @@ impl Node {
             doubt: AtomicBool::new(false),
             collecting: Mutex::default(),
             rooms: Rooms::default(),
+            policies: Policies::default(),
             committer: Mutex::default(),
             sync: Group::default(),
             ids: Ids::new(0),
@@ -289,8 +292,14 @@ impl Inner {
         let of_jobs = matches!(&op, Op::Job(_) | Op::Rmdir { parent: JOBS, .. });
         let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
         // Read under the lock: later commits never have earlier times but for a clock set back.
-        let applied = kos_core::apply(&*self.db, &Command { now: now(), origin, op })?;
-        self.db.write(db::join(applied.changes, index))?;
+        let command = Command { now: now(), origin, op };
+        let applied = kos_core::apply(&*self.db, &command)?;
+        // None when it is the answer to a command that was applied before.
+        if !applied.changes.is_empty() {
+            // What failed may be there or not.
+            self.db.write(db::join(applied.changes, index)).inspect_err(|_| self.policies.forget())?;
+            self.policies.applied(&command.op, &applied.reply);
+        }
         if drops {
             self.prune.store(true, Ordering::Relaxed);
         }
@@ -419,6 +428,9 @@ impl Fabric for Node {
     }
 
     fn policy(&self, ino: Ino) -> Result<Policy> {
+        if ino.view() == 0 {
+            return self.inner.policies.of(&*self.inner.db, ino);
+        }
         let (tables, ino) = self.seen(ino)?;
         policy::of(&tables, ino)
     }
@@ -447,12 +459,13 @@ impl Fabric for Node {
 
     fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
         let inner = &self.inner;
-        let reserve = || inner.rooms.reserve(&*inner.db, inner.stripes.tiers(), ino, (bytes, grows));
+        let reserve =
+            || inner.rooms.reserve(&*inner.db, inner.stripes.tiers(), &inner.policies, ino, (bytes, grows));
         match reserve() {
             // What was deleted may have left its bytes.
             Err(e) if e.kind() == Kind::NoSpace => {
                 self.collect()?;
-                let policy = policy::of(&*inner.db, ino)?;
+                let policy = inner.policies.of(&*inner.db, ino)?;
                 if policy.pin == Pin::Ram {
                     let needed = inner.stripes.tiers().kept().saturating_add(room::coded(policy, bytes));
                     spill::make_room(inner, needed)?;

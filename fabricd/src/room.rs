@@ -6,9 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kos_core::quota::{self, Account};
-use kos_core::{Tables, policy, read};
+use kos_core::{Tables, read};
 use kos_types::{Error, Ino, Kind, Policy, Result};
 
+use crate::policies::Policies;
 use crate::tiers::{Tier, Tiers};
 
 /// How old the figures of free space may be: a write would rather not ask every disk.
@@ -63,13 +64,14 @@ impl Rooms {
         &self,
         tables: &T,
         tiers: &Tiers,
+        policies: &Policies,
         ino: Ino,
         (bytes, grows): (u64, u64),
     ) -> Result<()> {
         let state = &mut *self.state();
         let room = match state.files.remove(&ino) {
             Some(room) => room,
-            None => Room::new(tables, ino)?,
+            None => Room::new(tables, policies, ino)?,
         };
         let result = state.admit(tables, tiers, &room, (bytes, grows));
         let room = match result {
@@ -94,12 +96,12 @@ impl Rooms {
         }
         let state = &mut *self.state();
         let Some(room) = state.files.remove(&ino) else { return };
-        // What it took on disk is not in the last figures.
-        state.free = None;
+        let (coded, tier) = (room.coded, Tier::from(room.policy));
         let room = state.change(room, |room| {
             room.bytes = room.bytes.saturating_sub(bytes);
             room.grows = room.grows.min(room.bytes);
         });
+        state.took(tier, coded - room.coded);
         if room.bytes > 0 {
             state.files.insert(ino, room);
         }
@@ -108,7 +110,7 @@ impl Rooms {
 }
 
 impl Room {
-    fn new<T: Tables>(tables: &T, ino: Ino) -> Result<Self> {
+    fn new<T: Tables>(tables: &T, policies: &Policies, ino: Ino) -> Result<Self> {
         let mut accounts = Vec::new();
         for account in quota::accounts(tables, &read::inode(tables, ino)?)? {
             let limited = quota::usage(tables, account)?.is_some_and(|usage| usage.is_limited());
@@ -116,7 +118,7 @@ impl Room {
                 accounts.push(account);
             }
         }
-        Ok(Self { bytes: 0, grows: 0, coded: 0, policy: policy::of(tables, ino)?, accounts })
+        Ok(Self { bytes: 0, grows: 0, coded: 0, policy: policies.of(tables, ino)?, accounts })
     }
 }
 
@@ -166,6 +168,15 @@ impl State {
         };
         // What memory cannot take goes to disk.
         Ok(wanted_disk + (wanted_memory + self.pinned).saturating_sub(memory) <= disk)
+    }
+
+    /// So many bytes at most went to the stores, which is not in the last figures. Asking each disk again
+    /// took longer than the rest of a small write.
+    fn took(&mut self, tier: Tier, coded: u64) {
+        let Some((_, disk, memory)) = &mut self.free else { return };
+        let in_memory = if tier == Tier::Disk { 0 } else { coded.min(*memory) };
+        *memory -= in_memory;
+        *disk = disk.saturating_sub(coded - in_memory);
     }
 
     /// Change a file's room and the sums with it.

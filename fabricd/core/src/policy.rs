@@ -16,7 +16,7 @@ pub const COMPRESS: &[u8] = b"user.kos.compress";
 pub const PIN: &[u8] = b"user.kos.pin";
 const PREFIX: &[u8] = b"user.kos.";
 /// Directories above an inode: PATH_MAX bytes hold no more.
-const DEPTH_MAX: usize = 4096;
+pub const DEPTH_MAX: usize = 4096;
 
 fn class(value: &[u8]) -> Result<Class> {
     match value {
@@ -63,11 +63,75 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
         EC => geometry(value).map(drop),
         COMPRESS => compress(value).map(drop),
         PIN => pin(value).map(drop),
-        _ if name.starts_with(PREFIX) => Err(Error::new(
+        _ if is_of(name) => Err(Error::new(
             Kind::Invalid,
             format!("{}: unknown", alloc::string::String::from_utf8_lossy(name)),
         )),
         _ => Ok(()),
+    }
+}
+
+/// Whether an attribute of this name may say something here.
+#[must_use]
+pub fn is_of(name: &[u8]) -> bool {
+    name.starts_with(PREFIX)
+}
+
+/// What an inode's own attributes say, or with [`Said::or`] those of all above it too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Said {
+    class: Option<Class>,
+    geometry: Option<Geometry>,
+    compress: Option<Compress>,
+    pin: Option<Pin>,
+}
+
+impl Said {
+    /// By the attributes of `ino` alone.
+    ///
+    /// # Errors
+    /// `Io` when the tables cannot be read.
+    pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Self> {
+        let said = |name| read::own_xattr(tables, ino, name);
+        Ok(Self {
+            class: said(DURABILITY)?.map(|v| class(&v)).transpose()?,
+            geometry: said(EC)?.map(|v| geometry(&v)).transpose()?,
+            compress: said(COMPRESS)?.map(|v| compress(&v)).transpose()?,
+            pin: said(PIN)?.map(|v| pin(&v)).transpose()?,
+        })
+    }
+
+    /// The same, and for the rest what those `above` say.
+    #[must_use]
+    pub fn or(self, above: Self) -> Self {
+        Self {
+            class: self.class.or(above.class),
+            geometry: self.geometry.or(above.geometry),
+            compress: self.compress.or(above.compress),
+            pin: self.pin.or(above.pin),
+        }
+    }
+
+    /// Whether nothing is left for those above to say.
+    #[must_use]
+    pub const fn is_all(&self) -> bool {
+        self.class.is_some() && self.geometry.is_some() && self.compress.is_some() && self.pin.is_some()
+    }
+
+    /// What follows from it.
+    ///
+    /// # Errors
+    /// `Invalid`; never for attributes that [`check`] let in.
+    pub fn policy(self) -> Result<Policy> {
+        let class = self.class.unwrap_or_default();
+        let geometry = self.geometry.unwrap_or(Geometry::DEFAULT);
+        let geometry = match class {
+            Class::Scratch => Geometry::new(u8::try_from(geometry.k()).unwrap_or(1), 0)?,
+            Class::Disk | Class::Memory => geometry,
+        };
+        // Nothing of class disk is in memory.
+        let pin = self.pin.filter(|_| class != Class::Disk).unwrap_or_default();
+        Ok(Policy { class, geometry, compress: self.compress.unwrap_or_default(), pin })
     }
 }
 
@@ -76,36 +140,14 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
 /// # Errors
 /// `Io` when the tables cannot be read.
 pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
-    let (mut found_class, mut found_geometry, mut found_compress) = (None, None, None);
-    let (mut found_pin, mut at) = (None, ino);
+    let (mut said, mut at) = (Said::of(tables, ino)?, ino);
     for _ in 0..DEPTH_MAX {
-        let said = |name| read::own_xattr(tables, at, name);
-        if found_class.is_none() {
-            found_class = said(DURABILITY)?.map(|v| class(&v)).transpose()?;
-        }
-        if found_geometry.is_none() {
-            found_geometry = said(EC)?.map(|v| geometry(&v)).transpose()?;
-        }
-        if found_compress.is_none() {
-            found_compress = said(COMPRESS)?.map(|v| compress(&v)).transpose()?;
-        }
-        if found_pin.is_none() {
-            found_pin = said(PIN)?.map(|v| pin(&v)).transpose()?;
-        }
-        let all = found_class.is_some() && found_geometry.is_some() && found_compress.is_some();
-        if at == ROOT || (all && found_pin.is_some()) {
+        if at == ROOT || said.is_all() {
             break;
         }
         let Some(up) = read::any_parent(tables, at)? else { break };
         at = up;
+        said = said.or(Said::of(tables, at)?);
     }
-    let class = found_class.unwrap_or_default();
-    let geometry = found_geometry.unwrap_or(Geometry::DEFAULT);
-    let geometry = match class {
-        Class::Scratch => Geometry::new(u8::try_from(geometry.k()).unwrap_or(1), 0)?,
-        Class::Disk | Class::Memory => geometry,
-    };
-    // Nothing of class disk is in memory.
-    let pin = found_pin.filter(|_| class != Class::Disk).unwrap_or_default();
-    Ok(Policy { class, geometry, compress: found_compress.unwrap_or_default(), pin })
+    said.policy()
 }
