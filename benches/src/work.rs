@@ -9,6 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_tests::Rng;
+use rustix::fs::XattrFlags;
 
 const REQUEST: usize = 1 << 20;
 const THREADS: u64 = 4;
@@ -74,7 +75,7 @@ pub(crate) struct Work {
 }
 
 /// In an order in which each finds what it needs.
-pub(crate) const WORKS: [Work; 10] = [
+pub(crate) const WORKS: [Work; 12] = [
     Work {
         name: "sequential write, 1 MiB, fsync",
         kind: Kind::Bytes,
@@ -155,6 +156,22 @@ pub(crate) const WORKS: [Work; 10] = [
         prepare: remove_small,
         run: write_small,
     },
+    Work {
+        name: "sealed, resident, read",
+        kind: Kind::Bytes,
+        amount: large,
+        cold: false,
+        prepare: seal_large,
+        run: read_large,
+    },
+    Work {
+        name: "sealed, resident, mapped",
+        kind: Kind::Bytes,
+        amount: large,
+        cold: false,
+        prepare: seal_large,
+        run: map_large,
+    },
 ];
 
 fn nothing(_place: &Place<'_>) {}
@@ -186,6 +203,36 @@ fn read_large(place: &Place<'_>) -> Option<Duration> {
     let mut file = File::open(place.dir.join("large")).expect("open");
     let mut data = vec![0; REQUEST];
     while file.read(&mut data).expect("read") > 0 {}
+    None
+}
+
+/// On kosfs, seal the file and wait for its copy in memory; the reference has its bytes in memory anyway.
+fn seal_large(place: &Place<'_>) {
+    let (large, metrics) = (place.dir.join("large"), root(place.dir).join("sys/metrics"));
+    read_large(place);
+    if !metrics.exists() {
+        return;
+    }
+    let made = || {
+        let text = fs::read_to_string(&metrics).expect("metrics");
+        text.lines().find(|line| line.starts_with("kos_copies_made_total")).map(str::to_owned)
+    };
+    let before = made();
+    for value in ["0", "1"] {
+        rustix::fs::setxattr(&large, "user.kos.seal", value.as_bytes(), XattrFlags::empty()).expect("seal");
+    }
+    kos_tests::wait_for("the copy", || made() != before);
+}
+
+/// Every byte is copied out, as by read(2).
+fn map_large(place: &Place<'_>) -> Option<Duration> {
+    let file = File::open(place.dir.join("large")).expect("open");
+    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; nobody changes this one")]
+    // SAFETY: it is the bench's own.
+    let map = unsafe { memmap2::Mmap::map(&file) }.expect("map");
+    let mut data = vec![0; REQUEST];
+    map.chunks(REQUEST).for_each(|chunk| data[..chunk.len()].copy_from_slice(chunk));
+    std::hint::black_box(&data);
     None
 }
 

@@ -6,14 +6,16 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::fs::File;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kos_core::policy;
 use kos_rpc::{Claim, Numbered};
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, JobOp, Kind, LockAnswer, Op, Origin,
-    Policy, Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId,
+    Access, Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, JobOp, Kind, LockAnswer, Op,
+    Origin, Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId,
 };
 
 use crate::Node;
@@ -59,10 +61,26 @@ struct Table {
     /// The mount of this process is not among them.
     others: BTreeMap<u64, Who>,
     /// How often each session has an inode open.
-    opens: HashMap<Ino, BTreeMap<u64, u32>>,
+    opens: HashMap<Ino, BTreeMap<u64, Opens>>,
     /// Without a name, and dropped when nobody has it open.
     orphans: HashSet<Ino>,
     logged: BTreeMap<SessionId, Logged>,
+}
+
+/// How often one session has an inode open.
+#[derive(Default)]
+struct Opens {
+    reads: u32,
+    writes: u32,
+}
+
+impl Opens {
+    const fn of(&mut self, access: Access) -> &mut u32 {
+        match access {
+            Access::Read => &mut self.reads,
+            Access::Write => &mut self.writes,
+        }
+    }
 }
 
 /// A session in the log.
@@ -239,12 +257,27 @@ impl Hub {
         self.node.propose(Op::Reap { ino })
     }
 
-    fn close(&self, session: u64, ino: Ino, times: u32) {
+    /// Seal a file, or take the seal off.
+    fn seal(&self, ino: Ino, seals: bool, propose: impl FnOnce() -> Result<Reply>) -> Result<Reply> {
+        // Held to the end: an open that comes meanwhile finds it sealed.
+        let table = lock(&self.table);
+        let mut opens = table.opens.get(&ino).into_iter().flat_map(BTreeMap::values);
+        if seals && opens.any(|opens| opens.writes > 0) {
+            return Err(Error::new(Kind::InUse, "seal: the file is open for writing"));
+        }
+        if seals { propose() } else { self.node.unseal(ino, propose) }
+    }
+
+    /// One open less of a session, or none left of it.
+    fn close(&self, session: u64, ino: Ino, access: Option<Access>) {
         let mut table = lock(&self.table);
         let Some(opens) = table.opens.get_mut(&ino) else { return };
         if let Some(own) = opens.get_mut(&session) {
-            *own = own.saturating_sub(times);
-            if *own == 0 {
+            match access {
+                Some(access) => *own.of(access) = own.of(access).saturating_sub(1),
+                None => *own = Opens::default(),
+            }
+            if own.reads + own.writes == 0 {
                 opens.remove(&session);
             }
         }
@@ -273,7 +306,7 @@ impl Drop for Session {
         };
         self.hub.locks.end(self.number);
         for ino in held {
-            self.hub.close(self.number, ino, u32::MAX);
+            self.hub.close(self.number, ino, None);
         }
         if self.is_remote() {
             self.hub.others.fetch_sub(1, Ordering::SeqCst);
@@ -315,6 +348,17 @@ const fn rewritten(op: &Op) -> Option<Ino> {
     }
 }
 
+/// The file that a change may seal or unseal, and whether it seals.
+fn seals(op: &Op) -> Option<(Ino, bool)> {
+    match op {
+        Op::SetXattr { ino, name, value, .. } if name == policy::SEAL => {
+            Some((*ino, value == policy::SEALED))
+        }
+        Op::RemoveXattr { ino, name } if name == policy::SEAL => Some((*ino, false)),
+        _ => None,
+    }
+}
+
 impl Session {
     fn is_leaving(&self) -> bool {
         self.leaving.load(Ordering::Relaxed)
@@ -342,7 +386,12 @@ impl Numbered for Session {
             return Err(Error::new(Kind::NotPermitted, "propose: a change that only the node makes"));
         }
         let rewritten = rewritten(&op).filter(|_| self.is_remote());
-        let reply = self.hub.node.propose_as(Origin { seq, answered, ..self.origin }, op)?;
+        let seals = seals(&op);
+        let propose = || self.hub.node.propose_as(Origin { seq, answered, ..self.origin }, op);
+        let reply = match seals {
+            Some((ino, seals)) => self.hub.seal(ino, seals, propose)?,
+            None => propose()?,
+        };
         if let Some(ino) = rewritten {
             let local = lock(&self.hub.local).clone();
             if let Some(local) = local {
@@ -389,6 +438,10 @@ impl Fabric for Session {
 
     fn policy(&self, ino: Ino) -> Result<Policy> {
         self.hub.node.policy(ino)
+    }
+
+    fn sharing(&self, ino: Ino) -> Result<Sharing> {
+        self.hub.node.sharing(ino)
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
@@ -443,14 +496,30 @@ impl Fabric for Session {
         self.hub.node.jobs_changed(seen, wait)
     }
 
-    fn open(&self, ino: Ino) -> Result<()> {
-        *lock(&self.hub.table).opens.entry(ino).or_default().entry(self.number).or_default() += 1;
-        // Looked at when it is known to be open: from then on it stays.
-        self.hub.node.attr(ino).map(drop).inspect_err(|_| self.hub.close(self.number, ino, 1))
+    fn want_copy(&self, ino: Ino) {
+        self.hub.node.want_copy(ino);
     }
 
-    fn close(&self, ino: Ino) {
-        self.hub.close(self.number, ino, 1);
+    fn lend_copy(&self, ino: Ino) -> Option<File> {
+        self.hub.node.lend_copy(ino)
+    }
+
+    fn return_copy(&self, ino: Ino) {
+        self.hub.node.return_copy(ino);
+    }
+
+    fn open(&self, ino: Ino, access: Access) -> Result<Attr> {
+        {
+            let mut table = lock(&self.hub.table);
+            *table.opens.entry(ino).or_default().entry(self.number).or_default().of(access) += 1;
+        }
+        // Looked at when it is known to be open: from then on it stays, and is not sealed.
+        let attr = self.hub.node.attr(ino).and_then(|attr| attr.opened(access));
+        attr.inspect_err(|_| self.hub.close(self.number, ino, Some(access)))
+    }
+
+    fn close(&self, ino: Ino, access: Access) {
+        self.hub.close(self.number, ino, Some(access));
     }
 
     fn test_lock(&self, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {

@@ -1,6 +1,7 @@
 //! The embedded node: one committer over the tables, reads in parallel, stripes on the store.
 
 use std::fmt;
+use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,10 +12,11 @@ use kos_core::{AsOf, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Pin,
-    Policy, Reply, Result, SessionId, Snapshot, SpaceUsage, StripeId, Time,
+    Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::bell::Bell;
+use crate::copies::Copies;
 use crate::db::{self, Db};
 use crate::events::Events;
 use crate::group::Group;
@@ -25,7 +27,7 @@ use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
-use crate::{collector, compact, rebuild, room, scrub, shards, spill};
+use crate::{collector, compact, copier, rebuild, room, scrub, shards, spill};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -75,6 +77,8 @@ pub(crate) struct Inner {
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
     pub(crate) policies: Policies,
+    /// Copies of sealed files.
+    pub(crate) copies: Copies,
     /// Held by whoever applies a command.
     committer: Mutex<()>,
     sync: Group,
@@ -153,6 +157,7 @@ impl Node {
             events.add("failed", &failed.to_string());
         }
         let inner = Inner {
+            copies: Copies::open(tiers.copies())?,
             stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
             db,
             counters,
@@ -176,8 +181,9 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
-        let workers = [collector::start, compact::start, rebuild::start, scrub::start, spill::start]
-            .map(|start| start(Arc::clone(&inner)));
+        let workers =
+            [collector::start, compact::start, copier::start, rebuild::start, scrub::start, spill::start]
+                .map(|start| start(Arc::clone(&inner)));
         let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { inner, workers })
     }
@@ -257,6 +263,12 @@ impl Node {
         Ok(out)
     }
 
+    /// Bytes of the memory tier that copies of sealed files have.
+    #[must_use]
+    pub fn copies_bytes(&self) -> u64 {
+        self.inner.copies.bytes()
+    }
+
     /// Bytes used and bytes there are of the memory tier.
     ///
     /// # Errors
@@ -275,6 +287,7 @@ impl Node {
         let mut inner =
             Arc::into_inner(self.inner).ok_or_else(|| Error::new(Kind::Busy, "close: the node is in use"))?;
         inner.sync()?;
+        inner.copies.end()?;
         inner.stripes.move_to_disk()
     }
 }
@@ -288,6 +301,7 @@ impl Inner {
     /// The same, with changes of the shards' index in the same batch.
     pub(crate) fn propose_with(&self, origin: Origin, op: Op, index: IndexChanges) -> Result<Reply> {
         let drops = matches!(op, Op::DropSnapshot { .. });
+        let reaped = if let Op::Reap { ino } = op { Some(ino) } else { None };
         // A job's records also go with its directory.
         let of_jobs = matches!(&op, Op::Job(_) | Op::Rmdir { parent: JOBS, .. });
         let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
@@ -302,6 +316,9 @@ impl Inner {
         }
         if drops {
             self.prune.store(true, Ordering::Relaxed);
+        }
+        if let Some(ino) = reaped {
+            self.copies.forget(ino);
         }
         if of_jobs {
             self.bell.ring();
@@ -360,6 +377,14 @@ impl Inner {
 }
 
 impl Node {
+    /// Take the seal off a file by a command that says so.
+    ///
+    /// # Errors
+    /// As [`Self::propose_as`]; `InUse` while a copy of it is read in place.
+    pub(crate) fn unseal(&self, ino: Ino, propose: impl FnOnce() -> Result<Reply>) -> Result<Reply> {
+        self.inner.copies.unseal(ino, propose)
+    }
+
     /// Apply one change on behalf of a session.
     ///
     /// # Errors
@@ -417,6 +442,18 @@ impl Fabric for Node {
         read::readlink(&tables, ino)
     }
 
+    fn want_copy(&self, ino: Ino) {
+        self.inner.copies.want(ino);
+    }
+
+    fn lend_copy(&self, ino: Ino) -> Option<File> {
+        self.inner.copies.lend(ino)
+    }
+
+    fn return_copy(&self, ino: Ino) {
+        self.inner.copies.give_back(ino);
+    }
+
     fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let (tables, ino) = self.seen(ino)?;
         read::xattr(&tables, ino, name)
@@ -433,6 +470,14 @@ impl Fabric for Node {
         }
         let (tables, ino) = self.seen(ino)?;
         policy::of(&tables, ino)
+    }
+
+    fn sharing(&self, ino: Ino) -> Result<Sharing> {
+        if ino.view() == 0 {
+            return self.inner.policies.sharing(&*self.inner.db, ino);
+        }
+        let (tables, ino) = self.seen(ino)?;
+        policy::sharing(&tables, ino)
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {

@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kos_core::policy::{self, Said};
 use kos_core::{Tables, read};
-use kos_types::{FileKind, Ino, Op, Policy, ROOT, RenameMode, Reply, Result};
+use kos_types::{FileKind, Ino, Op, Policy, ROOT, RenameMode, Reply, Result, Sharing};
 
 /// Parts with a lock of their own.
 const PARTS: usize = 16;
@@ -84,6 +84,10 @@ fn effect(op: &Op, reply: &Reply) -> Effect {
         (Op::SetXattr { name, .. } | Op::RemoveXattr { name, .. }, _) if !policy::is_of(name) => {
             Effect::Nothing
         }
+        // Nothing is below what can be sealed.
+        (Op::SetXattr { ino, name, value, .. }, _) if name == policy::SEAL && value == policy::SEALED => {
+            Effect::Of([Some(*ino), None])
+        }
         (Op::Rename { .. } | Op::SetXattr { .. } | Op::RemoveXattr { .. }, _) => Effect::All,
         _ => Effect::Nothing,
     }
@@ -102,6 +106,15 @@ impl Policies {
 
     /// As [`policy::of`] the tables as they are now.
     pub(crate) fn of<T: Tables>(&self, tables: &T, ino: Ino) -> Result<Policy> {
+        self.said(tables, ino)?.policy()
+    }
+
+    /// As [`policy::sharing`].
+    pub(crate) fn sharing<T: Tables>(&self, tables: &T, ino: Ino) -> Result<Sharing> {
+        Ok(self.said(tables, ino)?.sharing())
+    }
+
+    fn said<T: Tables>(&self, tables: &T, ino: Ino) -> Result<Said> {
         // From the inode up to the first that is known, each with what it says itself and the changes seen
         // before that was read.
         let mut path: Vec<(Ino, u64, Said)> = Vec::new();
@@ -133,7 +146,7 @@ impl Policies {
                 part.insert(ino, above);
             }
         }
-        above.policy()
+        Ok(above)
     }
 
     /// A command has changed the tables; before the next one does.

@@ -21,7 +21,7 @@ const PERIOD: Duration = Duration::from_millis(200);
 const RETRY: Duration = Duration::from_secs(10);
 /// Hundredths of the budget: above the high mark stripes leave memory until the low one.
 const HIGH: u64 = 90;
-const LOW: u64 = 80;
+pub(crate) const LOW: u64 = 80;
 /// Bytes moved in a second.
 const BYTES_PER_SEC: u64 = 512 << 20;
 /// Bytes moved between two syncs, and stripes.
@@ -53,6 +53,9 @@ fn round(inner: &Inner, stop: &Stop, said: &mut Option<Instant>) -> Result<()> {
     let low = total / 100 * LOW;
     if used <= total / 100 * HIGH {
         return recall(inner, stop, low);
+    }
+    if inner.copies.shrink(used - low) > 0 {
+        used = inner.stripes.tiers().ram_usage()?.0;
     }
     while used > low {
         let start = Instant::now();
@@ -113,6 +116,9 @@ pub(crate) fn make_room(inner: &Inner, bytes: u64) -> Result<()> {
     let start = Instant::now();
     let (used, total) = inner.stripes.tiers().ram_usage()?;
     let mut free = total - used;
+    if free < bytes && inner.copies.shrink(bytes - free) > 0 {
+        free = inner.stripes.tiers().ram_free()?;
+    }
     while free < bytes && bytes <= total && start.elapsed() < WAIT_MAX {
         if spill(inner, bytes - free)?.is_none() {
             break;

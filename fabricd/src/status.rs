@@ -53,6 +53,8 @@ pub struct Counters {
     pub spilled_bytes: AtomicU64,
     /// Bytes of shards moved back to memory.
     pub recalled_bytes: AtomicU64,
+    /// Copies made of sealed files, to be read in place.
+    pub copies_made: AtomicU64,
     /// Tries to put a stripe right that failed.
     pub rebuilds_failed: AtomicU64,
 }
@@ -60,7 +62,7 @@ pub struct Counters {
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 24] {
+    pub fn list(&self) -> [(&'static str, u64); 25] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
@@ -71,6 +73,7 @@ impl Counters {
             ("kos_disk_bytes_read_total", get(&self.bytes_read_disk)),
             ("kos_spilled_bytes_total", get(&self.spilled_bytes)),
             ("kos_recalled_bytes_total", get(&self.recalled_bytes)),
+            ("kos_copies_made_total", get(&self.copies_made)),
             ("kos_stripes_freed_total", get(&self.stripes_freed)),
             ("kos_shards_bad_total", get(&self.shards_bad)),
             ("kos_shards_repaired_total", get(&self.shards_repaired)),

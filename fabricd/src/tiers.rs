@@ -105,8 +105,18 @@ impl RamDir {
         (0..RAM_PLACES).map(|i| self.dir.join(i.to_string())).collect()
     }
 
+    /// Where copies of sealed files are.
+    fn copies(&self) -> PathBuf {
+        self.dir.join("copies")
+    }
+
     fn detach(&self) -> Result<()> {
-        unmount(&self.dir, UnmountFlags::empty()).map_err(|e| Error::io("memory tier: unmount", &e.into()))
+        let unmounted = match unmount(&self.dir, UnmountFlags::empty()) {
+            // Programs still read copies in place: their memory goes when they let go of it.
+            Err(rustix::io::Errno::BUSY) => unmount(&self.dir, UnmountFlags::DETACH),
+            other => other,
+        };
+        unmounted.map_err(|e| Error::io("memory tier: unmount", &e.into()))
     }
 }
 
@@ -164,6 +174,11 @@ impl Tiers {
         };
         let kept = AtomicU64::new(0);
         Ok(Self { disk: Store::open(disk, of(false))?, disk_places: disk.len(), ram, kept, counters })
+    }
+
+    /// Where copies of sealed files are.
+    pub(crate) fn copies(&self) -> Option<PathBuf> {
+        self.ram.as_ref().map(|(dir, _)| dir.copies())
     }
 
     fn store(&self, spot: &Spot) -> Result<&Store> {

@@ -99,6 +99,7 @@ impl View {
             ("kos_stripes_under_replicated", redundancy.under_replicated),
             ("kos_stripes_under_spread", redundancy.under_spread),
             ("kos_stripes_lost", redundancy.lost),
+            ("kos_copies_bytes", self.node.copies_bytes()),
         ] {
             let _ = writeln!(text, "# TYPE {name} gauge\n{name} {value}");
         }

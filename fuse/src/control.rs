@@ -144,6 +144,7 @@ impl Tree {
             mtime: time,
             ctime: time,
             btime: time,
+            sealed: false,
         })
     }
 }

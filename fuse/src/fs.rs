@@ -15,6 +15,7 @@ use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
 use crate::locks::Locks;
+use crate::seal::{Backing, Register, SEAL};
 
 /// `.` and `..` in listings.
 const DOT: u64 = 1;
@@ -34,6 +35,7 @@ enum Handle {
     File {
         ino: Ino,
         way: Way,
+        writes: bool,
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
     },
@@ -42,12 +44,14 @@ enum Handle {
 }
 
 /// How the kernel is to treat an open file.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub(crate) enum Caching {
     /// Page cache, kept from the last open.
     Keep,
     /// Every read and write comes here.
     Direct,
+    /// The kernel reads a copy of the file, and asks nobody.
+    InPlace(Backing),
 }
 
 /// fallocate(2)'s operations.
@@ -79,6 +83,8 @@ pub(crate) struct Fs<F> {
     pub(crate) streams: AtomicBool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
+    /// The kernel reads copies in place when it is told of them.
+    pub(crate) in_place: AtomicBool,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -119,6 +125,7 @@ impl<F: Fabric> Fs<F> {
             direct: false,
             streams: AtomicBool::new(false),
             share_locks: false,
+            in_place: AtomicBool::new(false),
         }
     }
 
@@ -164,6 +171,9 @@ impl<F: Fabric> Fs<F> {
             let only_size = SetAttr { size: set.size, ..SetAttr::default() };
             let truncates = set.size.is_some() && set == only_size && self.control.file(ino)?.write.is_some();
             return if truncates { self.control.attr(ino) } else { Err(fixed()) };
+        }
+        if set.size.is_some() {
+            self.await_seal(ino)?;
         }
         set.kill_suidgid |= set.size.is_some() && !is_privileged(by);
         self.files.set_attr(ino, set)
@@ -375,7 +385,7 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    pub(crate) fn open(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
+    pub(crate) fn open(&self, ino: Ino, flags: i32, register: Register<'_>) -> Result<(u64, Caching)> {
         if let Some((id, file)) = jobs::file_of(ino) {
             let contents = self.job_file_open(id, file, flags)?;
             return Ok((self.add_handle(Handle::Control(Some(contents))), Caching::Direct));
@@ -391,12 +401,11 @@ impl<F: Fabric> Fs<F> {
         if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(Error::new(Kind::ReadOnly, "open: a snapshot is not changed"));
         }
-        self.opened(ino, flags)
+        self.opened(ino, flags, register)
     }
 
     /// A handle for a region; it may have gone since the kernel looked it up.
-    pub(crate) fn opened(&self, ino: Ino, flags: i32) -> Result<(u64, Caching)> {
-        self.fabric.open(ino)?;
+    pub(crate) fn opened(&self, ino: Ino, flags: i32, register: Register<'_>) -> Result<(u64, Caching)> {
         // O_DIRECT and O_APPEND go through the page cache: the kernel keeps those in step with it itself,
         // which it does not do for descriptors whose bytes all come here (ADR 10, 76).
         let access = match flags & libc::O_ACCMODE {
@@ -406,11 +415,16 @@ impl<F: Fabric> Fs<F> {
             }
             _ => Access::Write,
         };
+        let attr = self.open_in_fabric(ino, access != Access::Read)?;
         // With others about, that step is not ours alone: an append ends where the kernel does not know.
-        let (node, way) = self.files.open(ino, access, !self.direct && !self.fabric.shared());
-        let handle = self.add_handle(Handle::File { ino, way, errors_seen: node.errors() });
+        let cacheable = !self.direct && !self.fabric.shared();
+        let lend = || self.lend(&attr, register);
+        let (node, way, backing) = self.files.open(ino, (access, cacheable), lend);
+        let writes = access != Access::Read;
+        let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors() });
         self.job_opened(ino, handle, flags);
-        Ok((handle, if way == Way::Cached { Caching::Keep } else { Caching::Direct }))
+        let ordinary = if way == Way::Cached { Caching::Keep } else { Caching::Direct };
+        Ok((handle, backing.map_or(ordinary, Caching::InPlace)))
     }
 
     fn add_handle(&self, handle: Handle) -> u64 {
@@ -421,10 +435,13 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn release(&self, handle: u64) {
         let gone = lock(&self.handles).remove(&handle);
-        if let Some(Handle::File { ino, way, .. }) = gone {
-            self.files.close(ino, way);
+        if let Some(Handle::File { ino, way, writes, .. }) = gone {
             self.job_released(ino, handle);
-            self.fabric.close(ino);
+            if writes {
+                self.writer_closed(ino, way);
+            } else {
+                self.reader_closed(ino, way);
+            }
         }
     }
 
@@ -477,6 +494,9 @@ impl<F: Fabric> Fs<F> {
 
     /// close(2) of one descriptor: what failed in the background is told once.
     pub(crate) fn closing(&self, ino: Ino, handle: u64) -> Result<()> {
+        if let Some(Handle::File { writes: true, .. }) = lock(&self.handles).get(&handle) {
+            self.files.quiet(ino);
+        }
         self.tell_error(handle)?;
         self.job_flushed(ino, handle)
     }
@@ -589,6 +609,8 @@ impl<F: Fabric> Fs<F> {
             b"user.kos.compress" => Ok(self.fabric.policy(ino)?.compress.to_string().into_bytes()),
             b"user.kos.pin" => Ok(self.fabric.policy(ino)?.pin.to_string().into_bytes()),
             b"user.kos.ec" => Ok(self.fabric.policy(ino)?.geometry.to_string().into_bytes()),
+            SEAL => self.seal_xattr(ino),
+            b"user.kos.consistency" => Ok(self.fabric.sharing(ino)?.consistency.to_string().into_bytes()),
             _ => self.fabric.xattr(ino, name),
         }
     }
@@ -604,12 +626,18 @@ impl<F: Fabric> Fs<F> {
         if control::owns(ino) {
             return Err(fixed());
         }
+        if name == SEAL {
+            return self.set_seal(ino, value, mode);
+        }
         self.fabric.propose(Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode }).map(drop)
     }
 
     pub(crate) fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
         if control::owns(ino) {
             return Err(fixed());
+        }
+        if name == SEAL {
+            return self.remove_seal(ino);
         }
         self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() }).map(drop)
     }

@@ -10,6 +10,7 @@ mod jobs;
 mod known;
 mod locks;
 mod mount;
+mod seal;
 mod session;
 #[cfg(test)]
 mod tests;

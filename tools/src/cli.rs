@@ -28,6 +28,10 @@ pub(crate) enum Command {
     Status(Status),
     /// Flush all written data and wait until it is as durable as its class promises
     Sync(Sync),
+    /// Make the bytes of files unchangeable: they are flushed, and read as fast as memory
+    Seal(Seal),
+    /// Let files be changed again
+    Unseal(Seal),
     /// Ask a mount whether it answers (run by the others)
     #[command(hide = true)]
     Probe(Probe),
@@ -74,6 +78,16 @@ pub(crate) struct Status {
 pub(crate) struct Sync {
     #[command(flatten)]
     pub(crate) place: Place,
+}
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Seal {
+    /// Everything below directories, too
+    #[arg(short, long)]
+    pub(crate) recursive: bool,
+    /// Files of the mount
+    #[arg(required = true, value_name = "PATH")]
+    pub(crate) paths: Vec<PathBuf>,
 }
 
 /// Where a node keeps its data.

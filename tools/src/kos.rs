@@ -1,13 +1,15 @@
-//! `kos`, the command a user types: `up`, `down`, `status`, `sync`.
+//! `kos`, the command a user types: `up`, `down`, `status`, `sync`, `seal`, `unseal`.
 //!
 //! It starts and asks the daemon through files of the state directory and signals, and never links it. It never
-//! touches a mounted directory itself: a process of its own does (`probe`), so that a hanging mount cannot hang `kos`.
+//! touches a mounted directory itself, but where the user names files in it: a process of its own does (`probe`), so that
+//! a hanging mount cannot hang `kos`.
 
 mod cli;
 mod daemon;
 mod down;
 mod mounts;
 mod probe;
+mod seal;
 mod state;
 mod status;
 mod sync;
@@ -24,6 +26,8 @@ fn main() -> ExitCode {
         Command::Down(args) => down::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sync(args) => sync::run(&args),
+        Command::Seal(args) => seal::run(&args, true),
+        Command::Unseal(args) => seal::run(&args, false),
         Command::Probe(args) => probe::run(&args),
     };
     match outcome {

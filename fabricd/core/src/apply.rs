@@ -209,6 +209,7 @@ pub fn initialise(now: Time) -> Changes {
         mtime: now,
         ctime: now,
         btime: now,
+        sealed: false,
     };
     let root = Inode { birth: Seq(0), attr, tree: Ino(0), target: Vec::new() };
     let usage = Usage { inodes: 1, ..Usage::default() };

@@ -16,7 +16,16 @@ fn file<T: Tables>(txn: &Txn<'_, T>, ino: Ino) -> Result<Inode> {
     let inode = txn.inode(ino)?;
     session::check_fence(txn, ino, txn.grant)?;
     check_kind(&inode)?;
+    check_seal(&inode)?;
     Ok(inode)
+}
+
+/// Compaction may put a sealed file's bytes elsewhere: they stay the same.
+pub(crate) fn check_seal(inode: &Inode) -> Result<()> {
+    if inode.attr.sealed {
+        return Err(Error::new(Kind::NotPermitted, "the file is sealed"));
+    }
+    Ok(())
 }
 
 fn check_kind(inode: &Inode) -> Result<()> {

@@ -2,7 +2,9 @@
 
 use alloc::format;
 
-use kos_types::{Class, Compress, Error, Geometry, Ino, Kind, Pin, Policy, ROOT, Result};
+use kos_types::{
+    Class, Compress, Consistency, Error, FileKind, Geometry, Ino, Kind, Pin, Policy, ROOT, Result, Sharing,
+};
 
 use crate::{Tables, read};
 
@@ -14,6 +16,14 @@ pub const EC: &[u8] = b"user.kos.ec";
 pub const COMPRESS: &[u8] = b"user.kos.compress";
 /// The attribute that keeps bytes in memory.
 pub const PIN: &[u8] = b"user.kos.pin";
+/// The attribute that seals a file, or the files of a directory when they are closed.
+pub const SEAL: &[u8] = b"user.kos.seal";
+/// The attribute that says what mounts may keep.
+pub const CONSISTENCY: &[u8] = b"user.kos.consistency";
+/// What [`SEAL`] says on a file that is sealed.
+pub const SEALED: &[u8] = b"1";
+/// What [`SEAL`] says on a directory.
+const ON_CLOSE: &[u8] = b"on-close";
 const PREFIX: &[u8] = b"user.kos.";
 /// Directories above an inode: PATH_MAX bytes hold no more.
 pub const DEPTH_MAX: usize = 4096;
@@ -55,6 +65,29 @@ fn pin(value: &[u8]) -> Result<Pin> {
     }
 }
 
+/// Whether this value of [`SEAL`] seals an inode of this kind now.
+///
+/// # Errors
+/// `Invalid` for a value that the kind does not have.
+pub(crate) fn seals(kind: FileKind, value: &[u8]) -> Result<bool> {
+    match (kind, value) {
+        (FileKind::File | FileKind::Dir, b"0") | (FileKind::Dir, ON_CLOSE) => Ok(false),
+        (FileKind::File, SEALED) => Ok(true),
+        _ => Err(Error::new(Kind::Invalid, "user.kos.seal: 0 or 1 on a file, on-close or 0 on a directory")),
+    }
+}
+
+fn consistency(value: &[u8]) -> Result<Consistency> {
+    match value {
+        b"strong" => Ok(Consistency::Strong),
+        b"release" => Ok(Consistency::Release),
+        b"eventual" => Ok(Consistency::Eventual),
+        _ => Err(Error::new(Kind::Invalid, "user.kos.consistency: strong, release or eventual")),
+    }
+}
+
+/// The value of [`SEAL`] is looked at where the inode's kind is known.
+///
 /// # Errors
 /// `Invalid` for an unknown `user.kos.` name or a bad value of a known one.
 pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
@@ -63,6 +96,8 @@ pub fn check(name: &[u8], value: &[u8]) -> Result<()> {
         EC => geometry(value).map(drop),
         COMPRESS => compress(value).map(drop),
         PIN => pin(value).map(drop),
+        CONSISTENCY => consistency(value).map(drop),
+        SEAL => Ok(()),
         _ if is_of(name) => Err(Error::new(
             Kind::Invalid,
             format!("{}: unknown", alloc::string::String::from_utf8_lossy(name)),
@@ -84,6 +119,8 @@ pub struct Said {
     geometry: Option<Geometry>,
     compress: Option<Compress>,
     pin: Option<Pin>,
+    seal_on_close: Option<bool>,
+    consistency: Option<Consistency>,
 }
 
 impl Said {
@@ -98,6 +135,9 @@ impl Said {
             geometry: said(EC)?.map(|v| geometry(&v)).transpose()?,
             compress: said(COMPRESS)?.map(|v| compress(&v)).transpose()?,
             pin: said(PIN)?.map(|v| pin(&v)).transpose()?,
+            // A file's own 0 stands against its directory's word.
+            seal_on_close: said(SEAL)?.map(|v| v == ON_CLOSE),
+            consistency: said(CONSISTENCY)?.map(|v| consistency(&v)).transpose()?,
         })
     }
 
@@ -109,13 +149,20 @@ impl Said {
             geometry: self.geometry.or(above.geometry),
             compress: self.compress.or(above.compress),
             pin: self.pin.or(above.pin),
+            seal_on_close: self.seal_on_close.or(above.seal_on_close),
+            consistency: self.consistency.or(above.consistency),
         }
     }
 
     /// Whether nothing is left for those above to say.
     #[must_use]
     pub const fn is_all(&self) -> bool {
-        self.class.is_some() && self.geometry.is_some() && self.compress.is_some() && self.pin.is_some()
+        self.class.is_some()
+            && self.geometry.is_some()
+            && self.compress.is_some()
+            && self.pin.is_some()
+            && self.seal_on_close.is_some()
+            && self.consistency.is_some()
     }
 
     /// What follows from it.
@@ -133,13 +180,22 @@ impl Said {
         let pin = self.pin.filter(|_| class != Class::Disk).unwrap_or_default();
         Ok(Policy { class, geometry, compress: self.compress.unwrap_or_default(), pin })
     }
+
+    /// How the inode is shared.
+    #[must_use]
+    pub fn sharing(self) -> Sharing {
+        Sharing {
+            seal_on_close: self.seal_on_close.unwrap_or_default(),
+            consistency: self.consistency.unwrap_or_default(),
+        }
+    }
 }
 
-/// What new stripes of `ino` are written with: its own attributes, else its nearest ancestor's.
+/// What the attributes of `ino` say, and for the rest those of its nearest ancestors.
 ///
 /// # Errors
 /// `Io` when the tables cannot be read.
-pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
+pub fn said<T: Tables>(tables: &T, ino: Ino) -> Result<Said> {
     let (mut said, mut at) = (Said::of(tables, ino)?, ino);
     for _ in 0..DEPTH_MAX {
         if at == ROOT || said.is_all() {
@@ -149,5 +205,21 @@ pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
         at = up;
         said = said.or(Said::of(tables, at)?);
     }
-    said.policy()
+    Ok(said)
+}
+
+/// What new stripes of `ino` are written with.
+///
+/// # Errors
+/// As [`said`].
+pub fn of<T: Tables>(tables: &T, ino: Ino) -> Result<Policy> {
+    said(tables, ino)?.policy()
+}
+
+/// How `ino` is shared.
+///
+/// # Errors
+/// As [`said`].
+pub fn sharing<T: Tables>(tables: &T, ino: Ino) -> Result<Sharing> {
+    Ok(said(tables, ino)?.sharing())
 }

@@ -43,8 +43,10 @@ impl<'a> Reader<'a> {
 
     /// What [`put_attr`] wrote.
     pub(crate) fn attr(&mut self, ino: Ino) -> Result<Attr> {
+        let kind = self.u8()?;
+        let sealed = kind & SEALED != 0;
         let kind = *KINDS
-            .get(usize::from(self.u8()?))
+            .get(usize::from(kind & !SEALED))
             .ok_or_else(|| Error::new(Kind::Io, "inode record: unknown kind"))?;
         Ok(Attr {
             ino,
@@ -60,6 +62,7 @@ impl<'a> Reader<'a> {
             mtime: self.time()?,
             ctime: self.time()?,
             btime: self.time()?,
+            sealed,
         })
     }
 }
@@ -137,10 +140,14 @@ const KINDS: [FileKind; 7] = [
     FileKind::BlockDev,
 ];
 
+/// Bit of an inode's kind that says it is sealed.
+const SEALED: u8 = 0x80;
+
 /// All but the inode number.
 pub(crate) fn put_attr(out: &mut Vec<u8>, a: &Attr) {
     // KINDS holds every kind, so the position exists and is below 7.
-    out.push(KINDS.iter().position(|k| *k == a.kind).map_or(0, |i| i as u8));
+    let kind = KINDS.iter().position(|k| *k == a.kind).map_or(0, |i| i as u8);
+    out.push(kind | if a.sealed { SEALED } else { 0 });
     for v in [a.mode, a.nlink, a.uid, a.gid, a.rdev] {
         out.extend_from_slice(&v.to_le_bytes());
     }

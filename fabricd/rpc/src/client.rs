@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply,
-    Result, Snapshot, SpaceUsage, StripeId, Time,
+    Access, Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy,
+    Reply, Result, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::frame::{self, MAGIC};
@@ -49,7 +49,7 @@ pub struct Client {
     pool: Mutex<Pool>,
     returned: Condvar,
     /// Opens that the server knows of, to be told again to one that has forgotten.
-    held: Mutex<HashMap<Ino, u32>>,
+    held: Mutex<HashMap<(Ino, Access), u32>>,
     /// Locks that the server knows of, likewise.
     locks: Mutex<Held>,
     proposals: Mutex<Proposals>,
@@ -332,9 +332,9 @@ impl Client {
 
     /// Tell a server that knows nothing of it what is open here.
     fn open_again(&self, stream: &UnixStream) -> std::result::Result<(), String> {
-        let held: Vec<(Ino, u32)> = lock(&self.held).iter().map(|(&ino, &times)| (ino, times)).collect();
-        for (ino, times) in held {
-            let request = encode(&Request::Open(ino, times)).map_err(|e| e.to_string())?;
+        let held: Vec<_> = lock(&self.held).iter().map(|(&open, &times)| (open, times)).collect();
+        for ((ino, access), times) in held {
+            let request = encode(&Request::Open(ino, access, times)).map_err(|e| e.to_string())?;
             match talk(stream, &request, b"", &mut []) {
                 // An inode that is gone answers so when it is used.
                 Ok(_) => {}
@@ -464,6 +464,13 @@ impl Fabric for Client {
         }
     }
 
+    fn sharing(&self, ino: Ino) -> Result<Sharing> {
+        match self.ask(&Request::Sharing(ino))? {
+            Answer::Sharing(sharing) => Ok(sharing),
+            other => Err(unexpected(&other)),
+        }
+    }
+
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
         match self.ask(&Request::Extents { ino, off, len })? {
             Answer::Extents(map) => Ok(map),
@@ -536,23 +543,23 @@ impl Fabric for Client {
         }
     }
 
-    fn open(&self, ino: Ino) -> Result<()> {
-        self.ask(&Request::Open(ino, 1))?;
-        *lock(&self.held).entry(ino).or_default() += 1;
-        Ok(())
+    fn open(&self, ino: Ino, access: Access) -> Result<Attr> {
+        let attr = self.attributes(&Request::Open(ino, access, 1))?;
+        *lock(&self.held).entry((ino, access)).or_default() += 1;
+        Ok(attr)
     }
 
-    fn close(&self, ino: Ino) {
+    fn close(&self, ino: Ino, access: Access) {
         let mut held = lock(&self.held);
-        if let Some(times) = held.get_mut(&ino) {
+        if let Some(times) = held.get_mut(&(ino, access)) {
             *times -= 1;
             if *times == 0 {
-                held.remove(&ino);
+                held.remove(&(ino, access));
             }
         }
         drop(held);
         // A server that is away has forgotten it anyway, and is told only what is still open.
-        drop(self.exchange(&Request::Close(ino), b"", &mut [], Duration::ZERO));
+        drop(self.exchange(&Request::Close(ino, access), b"", &mut [], Duration::ZERO));
     }
 
     fn test_lock(&self, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use kos_types::{
-    Attr, Dirent, Error, ExtentMap, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result,
-    SessionId, Snapshot, SpaceUsage, StripeId, Time,
+    Access, Attr, Dirent, Error, ExtentMap, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply,
+    Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -78,6 +78,7 @@ pub(crate) enum Request {
     Xattr(Ino, Vec<u8>),
     Xattrs(Ino),
     Policy(Ino),
+    Sharing(Ino),
     Extents {
         ino: Ino,
         off: u64,
@@ -99,8 +100,9 @@ pub(crate) enum Request {
     },
     Sync,
     Usage,
-    Open(Ino, u32),
-    Close(Ino),
+    /// So many times.
+    Open(Ino, Access, u32),
+    Close(Ino, Access),
     Snapshots,
     Job(JobId),
     JobSpec(JobId),
@@ -129,7 +131,7 @@ impl Request {
     pub(crate) const fn repeatable(&self) -> bool {
         // Proposals are numbered, a stripe that nobody names is dropped, and an open too many ends
         // with the session.
-        !matches!(self, Self::Close(_) | Self::WriteControl(..))
+        !matches!(self, Self::Close(..) | Self::WriteControl(..))
     }
 }
 
@@ -144,6 +146,7 @@ pub(crate) enum Answer {
     Bytes(Vec<u8>),
     Names(Vec<Vec<u8>>),
     Policy(Policy),
+    Sharing(Sharing),
     Extents(ExtentMap),
     Stripe(StripeId),
     /// The stripe's bytes follow.

@@ -331,6 +331,7 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         Request::Xattr(ino, name) => Answer::Bytes(session.xattr(ino, &name)?),
         Request::Xattrs(ino) => Answer::Names(session.xattrs(ino)?),
         Request::Policy(ino) => Answer::Policy(session.policy(ino)?),
+        Request::Sharing(ino) => Answer::Sharing(session.sharing(ino)?),
         Request::Extents { ino, off, len } => Answer::Extents(session.extents(ino, off, len)?),
         Request::WriteStripe(policy) => Answer::Stripe(session.write_stripe(policy, data)?),
         Request::ReadStripe { stripe, at, len } => {
@@ -350,14 +351,15 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         }
         Request::Sync => session.sync().map(|()| Answer::Done)?,
         Request::Usage => Answer::Usage(session.usage()?),
-        Request::Open(ino, times) => {
-            for _ in 0..times {
-                session.open(ino)?;
+        Request::Open(ino, access, times) => {
+            let mut attr = session.open(ino, access)?;
+            for _ in 1..times {
+                attr = session.open(ino, access)?;
             }
-            Answer::Done
+            Answer::Attr(attr)
         }
-        Request::Close(ino) => {
-            session.close(ino);
+        Request::Close(ino, access) => {
+            session.close(ino, access);
             Answer::Done
         }
         Request::Snapshots => Answer::Snapshots(session.snapshots()?),

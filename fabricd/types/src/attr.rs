@@ -1,6 +1,6 @@
 //! What stat(2), readdir(3) and statfs(2) show.
 
-use crate::Ino;
+use crate::{Access, Error, Ino, Kind, Result};
 
 /// A point in time since the Unix epoch, to the nanosecond; `nanos` is below 10^9.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -62,6 +62,21 @@ pub struct Attr {
     pub ctime: Time,
     /// Birth.
     pub btime: Time,
+    /// Nobody may change the bytes or the size.
+    pub sealed: bool,
+}
+
+impl Attr {
+    /// These, if the inode may be opened so.
+    ///
+    /// # Errors
+    /// `NotPermitted` for writing to a sealed file.
+    pub fn opened(self, access: Access) -> Result<Self> {
+        if self.sealed && access == Access::Write {
+            return Err(Error::new(Kind::NotPermitted, "open: the file is sealed"));
+        }
+        Ok(self)
+    }
 }
 
 /// One entry of a directory listing.

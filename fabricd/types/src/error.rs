@@ -44,6 +44,8 @@ pub enum Kind {
     ReadOnly,
     /// A bound is reached; try again later.
     Busy,
+    /// Somebody uses it in a way that stands against the change.
+    InUse,
     /// The deadline passed.
     TimedOut,
     /// A signal came while the caller waited.
@@ -118,6 +120,7 @@ impl Error {
             Kind::CrossDevice => libc::EXDEV,
             Kind::ReadOnly => libc::EROFS,
             Kind::Busy => libc::EAGAIN,
+            Kind::InUse => libc::EBUSY,
             Kind::TimedOut => libc::ETIMEDOUT,
             Kind::Interrupted => libc::EINTR,
             Kind::Unsupported => libc::EOPNOTSUPP,

@@ -1,10 +1,11 @@
 //! The seam between front ends (a mount, a tool) and the fabric (daemon, peers, model).
 
+use std::fs::File;
 use std::time::Duration;
 
 use crate::{
-    Attr, Dirent, Error, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result, Snapshot,
-    SpaceUsage, StripeId,
+    Attr, Dirent, Error, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result, Sharing,
+    Snapshot, SpaceUsage, StripeId,
 };
 
 /// Where the bytes of a range are.
@@ -41,6 +42,16 @@ pub struct ExtentMap {
     /// [`crate::limits::EXTENTS_MAX`] ranges, or [`crate::limits::INLINE_ANSWER_MAX`] bytes that are
     /// inline, whichever comes first.
     pub extents: Vec<Extent>,
+}
+
+/// What an inode is open for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Access {
+    /// Reading alone.
+    Read,
+    /// Writing, whether reading or not.
+    Write,
 }
 
 /// What a front end can ask of the fabric. All methods may be called from many threads and
@@ -99,6 +110,14 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// `Stale`.
     fn policy(&self, ino: Ino) -> Result<Policy>;
+
+    /// How this inode is shared by its users.
+    ///
+    /// # Errors
+    /// `Stale`.
+    fn sharing(&self, _ino: Ino) -> Result<Sharing> {
+        Ok(Sharing::default())
+    }
 
     /// Where the bytes `off..off+len` are.
     ///
@@ -192,16 +211,28 @@ pub trait Fabric: Send + Sync {
     }
 
     /// Somebody here uses the inode until [`Self::close`] is called as often: it lives so long
-    /// without a name.
+    /// without a name, and while it is open for writing it is not sealed. Answers its attributes.
     ///
     /// # Errors
-    /// `Stale`.
-    fn open(&self, ino: Ino) -> Result<()> {
-        self.attr(ino).map(drop)
+    /// `Stale`; `NotPermitted` for writing to a sealed file.
+    fn open(&self, ino: Ino, access: Access) -> Result<Attr> {
+        self.attr(ino)?.opened(access)
     }
 
     /// The end of one [`Self::open`].
-    fn close(&self, _ino: Ino) {}
+    fn close(&self, _ino: Ino, _access: Access) {}
+
+    /// A copy of a sealed file is worth making, if there is room.
+    fn want_copy(&self, _ino: Ino) {}
+
+    /// A file with all bytes of a sealed one, to be read in place until [`Self::return_copy`] is called as
+    /// often; none while there is no such copy here. It is lent only while the inode is open.
+    fn lend_copy(&self, _ino: Ino) -> Option<File> {
+        None
+    }
+
+    /// The end of one [`Self::lend_copy`].
+    fn return_copy(&self, _ino: Ino) {}
 
     /// The first lock in the way of this one, of any mount.
     ///

@@ -19,10 +19,10 @@ pub use command::{
     Command, Cred, ExtentPut, Op, Origin, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode,
 };
 pub use error::{Error, Kind, Result};
-pub use fabric::{Extent, ExtentMap, Fabric, Source};
+pub use fabric::{Access, Extent, ExtentMap, Fabric, Source};
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
 pub use lock::{FileLock, LockAnswer, LockKind};
 #[doc(hidden)]
 pub use log::log_line;
-pub use policy::{Class, Compress, Geometry, Pin, Policy};
+pub use policy::{Class, Compress, Consistency, Geometry, Pin, Policy, Sharing};

@@ -132,6 +132,39 @@ impl fmt::Display for Pin {
     }
 }
 
+/// What a mount may keep of a file while other mounts are about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub enum Consistency {
+    /// Every call sees what calls in other mounts have done.
+    #[default]
+    Strong,
+    /// Open and lock see what close, fsync and unlock in other mounts have written.
+    Release,
+    /// Others' changes are seen within a second or so.
+    Eventual,
+}
+
+impl fmt::Display for Consistency {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Strong => "strong",
+            Self::Release => "release",
+            Self::Eventual => "eventual",
+        })
+    }
+}
+
+/// How an inode is shared by its users.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Sharing {
+    /// A file is sealed when the last of its writers closes it.
+    pub seal_on_close: bool,
+    /// What mounts may keep of it.
+    pub consistency: Consistency,
+}
+
 /// What new stripes of an inode are written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]

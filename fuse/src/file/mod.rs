@@ -21,7 +21,9 @@ use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX};
 use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, SetAttr, Source};
 
 use deadline::Deadline;
-pub(crate) use node::{Node, now};
+
+use crate::seal::Backing;
+pub(crate) use node::{Node, Users, now};
 pub(crate) use opens::{Access, Way};
 
 /// A file's buffer that is worth a flush of its own: several stripes, so that one commit and one
@@ -63,6 +65,11 @@ impl<F: Fabric> Files<F> {
         }
     }
 
+    /// What a request waits for one thing.
+    pub(crate) const fn patience(&self) -> Duration {
+        self.patience
+    }
+
     /// Of a request that begins now.
     pub(crate) fn deadline(&self) -> Deadline {
         Deadline::after(self.patience)
@@ -72,29 +79,49 @@ impl<F: Fabric> Files<F> {
         self.nodes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn find(&self, ino: Ino) -> Option<Arc<Node>> {
+    pub(crate) fn find(&self, ino: Ino) -> Option<Arc<Node>> {
         self.nodes().get(&ino).map(Arc::clone)
     }
 
     /// The node of an open file, or of one that is only touched.
-    fn node(&self, ino: Ino) -> Arc<Node> {
+    pub(crate) fn node(&self, ino: Ino) -> Arc<Node> {
         Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
     }
 
-    /// One more descriptor; `cacheable` says whether the page cache may be used for it at all.
-    pub(crate) fn open(&self, ino: Ino, access: Access, cacheable: bool) -> (Arc<Node>, Way) {
-        let mut nodes = self.nodes();
-        let node = nodes.entry(ino).or_insert_with(|| Arc::new(Node::new(ino)));
-        let way = node.state().opens.open(access, cacheable);
-        (Arc::clone(node), way)
+    /// One more descriptor; `cacheable` says whether the page cache may be used for it at all. `lend` answers a
+    /// copy to read in place: the first open of a file decides for all that live at a time.
+    pub(crate) fn open(
+        &self,
+        ino: Ino,
+        (access, cacheable): (Access, bool),
+        lend: impl FnOnce() -> Option<Backing>,
+    ) -> (Arc<Node>, Way, Option<Backing>) {
+        let node = self.node(ino);
+        let mut state = node.state();
+        let backing = match &state.users.backing {
+            None if !state.opens.any() => lend(),
+            backing => backing.clone(),
+        };
+        let way =
+            if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access, cacheable) };
+        state.users.backing.clone_from(&backing);
+        state.users.writers += u32::from(access != Access::Read);
+        drop(state);
+        (node, way, backing)
     }
 
-    /// One less of those that were opened that way.
-    pub(crate) fn close(&self, ino: Ino, way: Way) {
-        if let Some(node) = self.find(ino) {
-            node.state().opens.close(way);
-        }
+    /// One less of those that were opened that way. The last one answers the copy that was read.
+    pub(crate) fn close(&self, ino: Ino, way: Way, writes: bool) -> Option<Backing> {
+        let ended = self.find(ino).and_then(|node| node.close(way, writes));
         self.leave(ino);
+        ended
+    }
+
+    /// A descriptor of the file was closed; the last of an open one's, perhaps.
+    pub(crate) fn quiet(&self, ino: Ino) {
+        if let Some(node) = self.find(ino) {
+            node.state().users.quiet = true;
+        }
     }
 
     /// All files that are open.
@@ -104,7 +131,7 @@ impl<F: Fabric> Files<F> {
     }
 
     /// Take a node that is clean and not open out of the table.
-    fn leave(&self, ino: Ino) {
+    pub(crate) fn leave(&self, ino: Ino) {
         if let Entry::Occupied(entry) = self.nodes().entry(ino) {
             let state = entry.get().state();
             let idle = !state.opens.any() && state.is_clean() && state.bytes() == 0;

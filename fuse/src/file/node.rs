@@ -1,14 +1,15 @@
 //! One open or dirty file: its buffered bytes over what the fabric holds.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits};
 
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
 use super::flush::is_stale;
-use super::opens::Opens;
+use super::opens::{Opens, Way};
+use crate::seal::Backing;
 
 /// Times a read starts anew because a flush or another commit got in between.
 const READ_TRIES: usize = 16;
@@ -34,8 +35,24 @@ pub(crate) struct State {
     /// The last flush failed, and that was reported.
     failing: bool,
     pub(crate) opens: Opens,
+    pub(crate) users: Users,
     /// It has no name any more and its last user went: nothing is to be written.
     dropped: bool,
+}
+
+/// What the users of a file hold against others.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Users {
+    /// Opens for writing.
+    pub(crate) writers: u32,
+    /// Of the writers, those that are closing.
+    pub(crate) leaving: u32,
+    /// A descriptor was closed since the last write.
+    pub(crate) quiet: bool,
+    /// Seals and last closes under way: until they end, nobody begins to write.
+    pub(crate) sealing: u32,
+    /// The copy that all of them read.
+    pub(crate) backing: Option<Backing>,
 }
 
 impl State {
@@ -69,6 +86,8 @@ pub(crate) struct Node {
     state: Mutex<State>,
     /// Held by whoever flushes or changes what is committed; taken before `state`.
     flush: Turn,
+    /// A writer went, or a seal came.
+    closed: Condvar,
 }
 
 pub(crate) fn now() -> Time {
@@ -87,7 +106,7 @@ pub(crate) fn attr_of(reply: Reply) -> Result<Attr> {
 
 impl Node {
     pub(crate) fn new(ino: Ino) -> Self {
-        Self { ino, state: Mutex::default(), flush: Turn::default() }
+        Self { ino, state: Mutex::default(), flush: Turn::default(), closed: Condvar::new() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -96,6 +115,31 @@ impl Node {
 
     pub(crate) const fn ino(&self) -> Ino {
         self.ino
+    }
+
+    /// A handle goes; the last one answers the copy that was read.
+    pub(crate) fn close(&self, way: Way, writes: bool) -> Option<Backing> {
+        let mut state = self.state();
+        state.opens.close(way);
+        if writes {
+            state.users.writers = state.users.writers.saturating_sub(1);
+            state.users.leaving = state.users.leaving.saturating_sub(1);
+            self.closed.notify_all();
+        }
+        if state.opens.any() { None } else { state.users.backing.take() }
+    }
+
+    /// A seal or a last close is done.
+    pub(crate) fn end_sealing(&self) {
+        let mut state = self.state();
+        state.users.sealing = state.users.sealing.saturating_sub(1);
+        self.closed.notify_all();
+    }
+
+    /// Wait until `done`, at most `time`: whether it is.
+    pub(crate) fn await_close(&self, time: Duration, done: impl Fn(&Users) -> bool) -> bool {
+        let state = self.closed.wait_timeout_while(self.state(), time, |state| !done(&state.users));
+        !state.unwrap_or_else(PoisonError::into_inner).1.timed_out()
     }
 
     /// Taken before the state, and by whoever takes several in the order of the inodes.
@@ -122,6 +166,7 @@ impl Node {
             .filter(|&end| end <= limits::FILE_BYTES_MAX)
             .ok_or_else(|| Error::new(Kind::TooLarge, "write"))?;
         let before = state.dirty.bytes();
+        state.users.quiet = false;
         state.dirty.insert(off, data);
         state.size = Some(state.size.unwrap_or(0).max(end));
         state.mtime = Some(now());
@@ -348,7 +393,8 @@ impl Node {
         let _no_flush = self.turn(deadline);
         let mut state = self.state();
         let bytes = state.dirty.bytes();
-        *state = State { opens: state.opens, dropped: true, ..State::default() };
+        let users = std::mem::take(&mut state.users);
+        *state = State { users, dropped: true, ..State::default() };
         bytes
     }
 

@@ -23,6 +23,8 @@ pub(crate) enum Way {
     ReadPast,
     /// Past it.
     WritePast,
+    /// By the kernel from a copy.
+    InPlace,
 }
 
 /// The descriptors of one file, those of mappings too: the kernel closes one when nothing uses it
@@ -32,6 +34,7 @@ pub(crate) struct Opens {
     cached: u32,
     reading_past: u32,
     writing_past: u32,
+    in_place: u32,
 }
 
 impl Opens {
@@ -47,6 +50,12 @@ impl Opens {
         way
     }
 
+    /// One more that reads a copy; so do all that live at a time.
+    pub(crate) const fn open_in_place(&mut self) -> Way {
+        self.in_place += 1;
+        Way::InPlace
+    }
+
     /// One less of those that were opened that way.
     pub(crate) const fn close(&mut self, way: Way) {
         let count = self.count(way);
@@ -58,11 +67,12 @@ impl Opens {
             Way::Cached => &mut self.cached,
             Way::ReadPast => &mut self.reading_past,
             Way::WritePast => &mut self.writing_past,
+            Way::InPlace => &mut self.in_place,
         }
     }
 
     pub(crate) const fn any(self) -> bool {
-        self.cached > 0 || self.reading_past > 0 || self.writing_past > 0
+        self.cached > 0 || self.reading_past > 0 || self.writing_past > 0 || self.in_place > 0
     }
 }
 

@@ -132,6 +132,7 @@ impl<F: Fabric> Fs<F> {
             mtime: time,
             ctime: time,
             btime: job.submitted,
+            sealed: false,
         })
     }
 

@@ -5,6 +5,7 @@ mod convert;
 mod room;
 
 use std::ffi::OsStr;
+use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -14,10 +15,10 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fuser::{
-    Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation, INodeNo, InitFlags, KernelConfig,
-    LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory,
-    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite,
-    ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    BackingId, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
+    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
+    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
 };
 use kos_types::{Fabric, FileKind, Ino, Kind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits};
 
@@ -26,8 +27,9 @@ use self::convert::{
     locked, open_flags, time_change, value,
 };
 use super::{Caches, Session};
-use crate::fs::{Allocate, Fs};
+use crate::fs::{Allocate, Caching, Fs};
 use crate::jobs::names_ttl;
+use crate::seal::{Backing, no_copy};
 
 /// Bytes of one request; larger ones save little (docs: limits).
 const MAX_WRITE: u32 = 1 << 20;
@@ -97,6 +99,15 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
                 self.0.streams.store(!refused, Ordering::Relaxed);
             }
         }
+        // A copy lies on a filesystem that is on no other one.
+        let in_place = config.add_capabilities(InitFlags::FUSE_PASSTHROUGH).is_ok()
+            && config.set_max_stack_depth(1).is_ok();
+        if !in_place {
+            kos_types::log!(
+                "kos-fuse: this kernel reads no copies in place; sealed files are read as others"
+            );
+        }
+        self.0.in_place.store(in_place, Ordering::Relaxed);
         // Refused values leave the kernel's own: slower, not wrong.
         if config.set_max_write(MAX_WRITE).is_err() || config.set_max_background(MAX_BACKGROUND).is_err() {
             kos_types::log!("kos-fuse: the kernel keeps its own request sizes");
@@ -232,8 +243,13 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.open(ino(node), flags.0) {
-            Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(caching)),
+        let register = |copy: &File| reply.open_backing(copy).map(|id| Backing(Arc::new(id)));
+        match self.0.open(ino(node), flags.0, &register) {
+            Ok((handle, Caching::InPlace(backing))) => match backing.0.downcast_ref::<BackingId>() {
+                Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id),
+                None => reply.error(Errno::EIO),
+            },
+            Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(&caching)),
             Err(e) => reply.error(errno(&e)),
         }
     }
@@ -250,7 +266,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     ) {
         let bits = (mode & 0o7777, umask, 0);
         let created = self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, caller(req), b"");
-        match created.and_then(|attr| Ok((self.0.opened(attr.ino, flags)?, attr))) {
+        match created.and_then(|attr| Ok((self.0.opened(attr.ino, flags, &no_copy)?, attr))) {
             Ok(((handle, caching), attr)) => {
                 self.0.told(attr.ino);
                 reply.created(
@@ -258,7 +274,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
                     &file_attr(&attr),
                     Generation(0),
                     FileHandle(handle),
-                    open_flags(caching),
+                    open_flags(&caching),
                 );
             }
             // Through another mount, since the kernel looked: it looks again, and checks who may open.

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use kos_core::{Effect, MemTables, apply, initialise, policy, read};
 use kos_types::{
-    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Origin, Policy, Reply, Result, Snapshot,
-    SpaceUsage, StripeId, limits,
+    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, Kind, Op, Origin, Policy, Reply, Result, Sharing,
+    Snapshot, SpaceUsage, StripeId, limits,
 };
 
 use crate::file::now;
@@ -135,6 +135,10 @@ impl Fabric for Model {
 
     fn policy(&self, ino: Ino) -> Result<Policy> {
         policy::of(&self.inner().tables, ino)
+    }
+
+    fn sharing(&self, ino: Ino) -> Result<Sharing> {
+        policy::sharing(&self.inner().tables, ino)
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {

@@ -6,11 +6,13 @@ use kos_types::{FileKind, Op, ROOT, XattrMode};
 use crate::fs::Fs;
 use crate::input::Input;
 
-const NAMES: [&[u8]; 5] = [
+const NAMES: [&[u8]; 7] = [
     b"system.posix_acl_access",
     b"system.posix_acl_default",
     b"user.kos.durability",
     b"user.kos.ec",
+    b"user.kos.seal",
+    b"user.kos.consistency",
     b"user.kos.",
 ];
 
@@ -46,6 +48,7 @@ pub(crate) fn run(data: &[u8]) {
         }
         below = fs.create(dir, b"file", FileKind::File);
         policy::of(&fs.0, below).expect("a policy is in force");
+        policy::sharing(&fs.0, below).expect("a policy is in force");
         let mode = read::inode(&fs.0, below).expect("alive").attr.mode;
         assert_eq!(mode & !0o7777, 0, "{mode:o}");
     }

@@ -3,5 +3,6 @@
 mod life;
 mod locks;
 mod refusals;
+mod seal;
 mod second;
 mod together;

@@ -297,6 +297,7 @@ fn make_tree<T: Tables>(txn: &mut Txn<'_, T>) {
             mtime: txn.now,
             ctime: txn.now,
             btime: txn.now,
+            sealed: false,
         };
         txn.state.inodes += 1;
         let birth = txn.seq();

@@ -53,6 +53,7 @@ pub(crate) fn create<T: Tables>(
         mtime: txn.now,
         ctime: txn.now,
         btime: txn.now,
+        sealed: false,
     };
     put_entry(txn, parent, name, ino, None);
     touch_dir(txn, parent, i32::from(is_dir))?;

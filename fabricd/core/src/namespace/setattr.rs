@@ -18,6 +18,7 @@ pub(crate) fn set_attr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, set: &SetAttr)
             return Err(Error::new(Kind::TooLarge, "truncate"));
         }
         session::check_fence(txn, ino, txn.grant)?;
+        extents::check_seal(&inode)?;
         // Also when it grows: nothing may be mapped beyond the end, but cheap to be sure.
         inode.attr.bytes -= extents::cut(txn, ino, size.size, u64::MAX)?;
         inode.attr.size = size.size;

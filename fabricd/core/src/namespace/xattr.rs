@@ -33,6 +33,9 @@ pub(crate) fn set_xattr<T: Tables>(
         return Err(Error::new(Kind::NoSpace, "xattr: too many on one inode"));
     }
     inode.attr.ctime = txn.now;
+    if name == policy::SEAL {
+        inode.attr.sealed = policy::seals(inode.attr.kind, value)?;
+    }
     if name == acl::ACCESS || name == acl::DEFAULT {
         let mut list = Acl::decode(value)?;
         if name == acl::ACCESS {
@@ -56,6 +59,7 @@ pub(crate) fn remove_xattr<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, name: &[u8
     txn.tables.delete(keys::xattr(ino, name));
     let mut inode = txn.inode(ino)?;
     inode.attr.ctime = txn.now;
+    inode.attr.sealed &= name != policy::SEAL;
     txn.put_inode(inode);
     Ok(())
 }

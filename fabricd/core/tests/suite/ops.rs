@@ -23,7 +23,7 @@ const KINDS: [FileKind; 11] = [
     FileKind::CharDev,
     FileKind::BlockDev,
 ];
-const XATTRS: [(&[u8], &[u8]); 9] = [
+const XATTRS: [(&[u8], &[u8]); 12] = [
     (b"user.a", b""),
     (b"user.a", b"other"),
     (b"user.b", b"value"),
@@ -31,6 +31,9 @@ const XATTRS: [(&[u8], &[u8]); 9] = [
     (b"user.kos.ec", b"17+0"),
     (b"user.kos.durability", b"memory"),
     (b"user.kos.durability", b"Disk"),
+    (b"user.kos.seal", b"1"),
+    (b"user.kos.seal", b"0"),
+    (b"user.kos.seal", b"on-close"),
     (b"user.kos.unknown", b""),
     (b"", b""),
 ];

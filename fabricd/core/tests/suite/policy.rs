@@ -1,8 +1,11 @@
 //! What new stripes are written with: an inode's own attributes, else its nearest ancestor's.
 
-use kos_core::policy::{self, COMPRESS, DURABILITY, EC, PIN};
+use kos_core::policy::{self, COMPRESS, CONSISTENCY, DURABILITY, EC, PIN, SEAL};
 use kos_core::read;
-use kos_types::{Class, Compress, FileKind, Geometry, Ino, Kind, Op, Pin, Policy, ROOT, RenameMode, Reply};
+use kos_types::{
+    Class, Compress, Consistency, FileKind, Geometry, Ino, Kind, Op, Pin, Policy, ROOT, RenameMode, Reply,
+    SetAttr, SetSize,
+};
 
 use crate::fs::Fs;
 
@@ -128,4 +131,44 @@ fn what_it_cannot_mean_is_refused() {
         assert_eq!(fs.set_xattr(a, EC, value.as_bytes()), Ok(Reply::Done), "{value}");
     }
     assert_eq!(fs.set_xattr(a, b"user.kosher", b"anything"), Ok(Reply::Done));
+}
+
+#[test]
+fn a_seal_is_the_inodes_own_and_on_close_is_inherited() {
+    let mut fs = Fs::new();
+    let [a, b, file] = path(&mut fs);
+    let on_close = |fs: &Fs, ino| policy::sharing(&fs.tables, ino).expect("sharing").seal_on_close;
+    assert!(!on_close(&fs, file));
+    assert_eq!(fs.set_xattr(a, SEAL, b"on-close"), Ok(Reply::Done));
+    assert!(on_close(&fs, b) && on_close(&fs, file));
+    assert_eq!(fs.set_xattr(file, SEAL, b"0"), Ok(Reply::Done));
+    assert!(!on_close(&fs, file), "its own word comes first");
+    let sealed = |fs: &Fs| read::inode(&fs.tables, file).expect("alive").attr.sealed;
+    assert!(!sealed(&fs));
+    assert_eq!(fs.set_xattr(file, SEAL, b"1"), Ok(Reply::Done));
+    assert!(sealed(&fs));
+    let size = Some(SetSize { size: 0 });
+    for op in [
+        Op::SetAttr { ino: file, set: SetAttr { size, ..SetAttr::default() } },
+        Op::Punch { ino: file, off: 0, len: 1 },
+        Op::Clone { from: file, from_off: 0, to: file, to_off: 0, len: 0 },
+    ] {
+        assert_eq!(fs.run(op.clone()).expect_err("sealed").kind(), Kind::NotPermitted, "{op:?}");
+    }
+    assert_eq!(fs.run(Op::RemoveXattr { ino: file, name: SEAL.into() }), Ok(Reply::Done));
+    assert!(!sealed(&fs));
+    for (ino, value) in [(a, &b"1"[..]), (a, b"2"), (file, b"on-close"), (file, b""), (file, b"01")] {
+        assert_eq!(fs.set_xattr(ino, SEAL, value).expect_err("accepted").kind(), Kind::Invalid, "{value:?}");
+    }
+}
+
+#[test]
+fn the_nearest_says_how_consistent() {
+    let mut fs = Fs::new();
+    let [a, b, file] = path(&mut fs);
+    let of = |fs: &Fs, ino| policy::sharing(&fs.tables, ino).expect("sharing").consistency;
+    assert_eq!(of(&fs, file), Consistency::Strong);
+    assert_eq!(fs.set_xattr(a, CONSISTENCY, b"eventual"), Ok(Reply::Done));
+    assert_eq!(fs.set_xattr(b, CONSISTENCY, b"release"), Ok(Reply::Done));
+    assert_eq!((of(&fs, a), of(&fs, file)), (Consistency::Eventual, Consistency::Release));
 }

@@ -165,9 +165,11 @@ pub(super) fn caller(req: &Request) -> Caller {
     Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
 }
 
-pub(super) const fn open_flags(caching: Caching) -> FopenFlags {
+pub(super) const fn open_flags(caching: &Caching) -> FopenFlags {
     match caching {
         Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
         Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
+        // Its flag goes with the copy.
+        Caching::InPlace(_) => FopenFlags::empty(),
     }
 }

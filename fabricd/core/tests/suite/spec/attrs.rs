@@ -17,6 +17,9 @@ impl Spec {
             if size.size > i64::MAX as u64 {
                 return Err(Kind::TooLarge);
             }
+            if node.attr.sealed {
+                return Err(Kind::NotPermitted);
+            }
             node.data.retain(|&byte, _| byte < size.size);
             node.attr.size = size.size;
             node.attr.mtime = now;
@@ -56,6 +59,7 @@ impl Spec {
         if name.starts_with(b"user.kos.") {
             let fine = match name {
                 b"user.kos.ec" => [&b"4+2"[..], b"1+0", b"16+4"].contains(&value),
+                b"user.kos.seal" => true,
                 b"user.kos.durability" => [&b"disk"[..], b"memory", b"scratch"].contains(&value),
                 _ => false,
             };
@@ -70,6 +74,13 @@ impl Spec {
             (XattrMode::Replace, false) => return Err(Kind::NoAttr),
             _ => (),
         }
+        if name == b"user.kos.seal" {
+            node.attr.sealed = match (node.attr.kind, value) {
+                (FileKind::File, b"1") => true,
+                (FileKind::File | FileKind::Dir, b"0") | (FileKind::Dir, b"on-close") => false,
+                _ => return Err(Kind::Invalid),
+            };
+        }
         node.xattrs.insert(name.to_vec(), value.to_vec());
         node.attr.ctime = now;
         Ok(())
@@ -79,6 +90,9 @@ impl Spec {
         let now = self.now;
         let node = self.node_mut(ino)?;
         node.xattrs.remove(name).ok_or(Kind::NoAttr)?;
+        if name == b"user.kos.seal" {
+            node.attr.sealed = false;
+        }
         node.attr.ctime = now;
         Ok(())
     }

@@ -22,7 +22,7 @@ impl Spec {
         (holes, extents, inline): Puts<'_>,
         (size_min, mtime): (u64, Option<Time>),
     ) -> Result<Attr> {
-        self.file(ino)?;
+        self.writable(ino)?;
         end_of(size_min, 0)?;
         let mut unnamed = BTreeSet::new();
         for &(id, _, len) in stripes {
@@ -37,7 +37,7 @@ impl Spec {
         }
         for &(off, len) in holes {
             let end = end_of(off, len)?;
-            self.file(ino)?.data.retain(|byte, _| !(off..end).contains(byte));
+            self.writable(ino)?.data.retain(|byte, _| !(off..end).contains(byte));
             self.bury(&unnamed);
         }
         for put in extents {
@@ -47,7 +47,7 @@ impl Spec {
                 return Err(Kind::Invalid);
             }
             unnamed.remove(&put.stripe);
-            let node = self.file(ino)?;
+            let node = self.writable(ino)?;
             node.data.extend((0..put.len).map(|i| (put.off + i, Byte::In(put.stripe, put.at + i))));
             node.attr.size = node.attr.size.max(end);
             self.bury(&unnamed);
@@ -60,7 +60,7 @@ impl Spec {
             if bytes.is_empty() || end > 4096 {
                 return Err(Kind::Invalid);
             }
-            let node = self.file(ino)?;
+            let node = self.writable(ino)?;
             node.data.extend((*off..).zip(bytes.iter().map(|&byte| Byte::Inline(byte))));
             node.attr.size = node.attr.size.max(end);
             self.bury(&unnamed);
@@ -69,7 +69,7 @@ impl Spec {
             return Err(Kind::Invalid);
         }
         let now = self.now;
-        let attr = &mut self.file(ino)?.attr;
+        let attr = &mut self.writable(ino)?.attr;
         attr.size = attr.size.max(size_min);
         if let Some(mtime) = mtime {
             attr.mtime = mtime;
@@ -79,7 +79,7 @@ impl Spec {
     }
 
     pub(super) fn punch(&mut self, ino: Ino, off: u64, len: u64) -> Result<Attr> {
-        let node = self.file(ino)?;
+        let node = self.writable(ino)?;
         let end = end_of(off, len)?;
         node.data.retain(|byte, _| !(off..end).contains(byte));
         self.written(ino)
@@ -87,7 +87,7 @@ impl Spec {
 
     pub(super) fn copy(&mut self, from: (Ino, u64), to: (Ino, u64), len: u64) -> Result<Attr> {
         let source = self.file(from.0)?.clone();
-        self.file(to.0)?;
+        self.writable(to.0)?;
         let (from_end, to_end) = (end_of(from.1, len)?, end_of(to.1, len)?);
         if from_end > source.attr.size {
             return Err(Kind::Invalid);
@@ -98,7 +98,7 @@ impl Spec {
         if len == 0 {
             return self.stat(to.0);
         }
-        let node = self.file(to.0)?;
+        let node = self.writable(to.0)?;
         for i in 0..len {
             match source.data.get(&(from.1 + i)) {
                 Some(byte) => node.data.insert(to.1 + i, *byte),
@@ -116,6 +116,12 @@ impl Spec {
             FileKind::Dir => Err(Kind::IsDir),
             _ => Err(Kind::Invalid),
         }
+    }
+
+    /// A file whose bytes may change.
+    pub(super) fn writable(&mut self, ino: Ino) -> Result<&mut Node> {
+        let node = self.file(ino)?;
+        if node.attr.sealed { Err(Kind::NotPermitted) } else { Ok(node) }
     }
 
     fn written(&mut self, ino: Ino) -> Result<Attr> {

@@ -88,7 +88,7 @@ impl Spec {
             }
             Op::Append { ino, stripe, policy, len, mtime } => {
                 let before = self.clone();
-                let off = self.file(*ino)?.attr.size;
+                let off = self.writable(*ino)?.attr.size;
                 let put = ExtentPut { off, len: *len, stripe: *stripe, at: 0 };
                 let stripes = [(*stripe, *policy, *len)];
                 let done =

@@ -43,6 +43,7 @@ impl Spec {
             mtime: now,
             ctime: now,
             btime: now,
+            sealed: false,
         };
         assert!(self.nodes.insert(fresh, Node::new(attr, target)).is_none(), "{fresh:?} is in use");
         self.dir_mut(*parent).names.push((name.clone(), fresh));

@@ -1,0 +1,136 @@
+//! Makes copies of sealed files, one after the other, from stripes whose every shard is checked by its
+//! hash.
+
+use std::fs::{self, File};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use kos_core::read;
+use kos_types::limits::BLOCK_BYTES;
+use kos_types::{Error, Extent, Ino, Kind, Result, Source};
+use memmap2::{Advice, MmapMut};
+
+use crate::copies::BYTES_MIN;
+use crate::inplace;
+use crate::node::Inner;
+use crate::spill::LOW;
+use crate::worker::{Stop, Worker};
+
+/// Between looks whether a copy is wanted.
+const PERIOD: Duration = Duration::from_millis(50);
+/// Between two steps of a copy: none but a look whether to end.
+const STEP: Duration = Duration::ZERO;
+/// Bytes whose places are asked for at once.
+const WINDOW: u64 = 64 << 20;
+/// How often a copy follows extents that move away under it.
+const TRIES_MAX: u32 = 16;
+
+pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
+    Worker::start("copier", move |stop| {
+        while stop.sleep(PERIOD) {
+            inner.copies.tidy();
+            while let Some((ino, pushes)) = inner.copies.begin() {
+                let copied = copy(&inner, stop, ino, pushes).inspect_err(|_| inner.copies.give_up());
+                match copied {
+                    Ok(()) => _ = inner.counters.copies_made.fetch_add(1, Ordering::Relaxed),
+                    // It was unsealed, is gone, or finds no room.
+                    Err(e) if matches!(e.kind(), Kind::Stale | Kind::NoSpace | Kind::Interrupted) => (),
+                    Err(e) => inner.events.add("uncopied", &format!("copy of inode {}: {e}", ino.0)),
+                }
+                if !stop.sleep(STEP) {
+                    return;
+                }
+            }
+        }
+    })
+}
+
+fn copy(inner: &Inner, stop: &Stop, ino: Ino, pushes: bool) -> Result<()> {
+    let attr = read::inode(&*inner.db, ino)?.attr;
+    let Some(path) = inner.copies.unfinished() else { return Ok(()) };
+    if !attr.sealed || attr.size < BYTES_MIN {
+        return Err(Error::new(Kind::Stale, "copy: not sealed, or small"));
+    }
+    // Where most of it is data, holes may cost memory: huge pages are read twice as fast.
+    let dense = attr.bytes >= attr.size / 8 * 7;
+    let bytes = if dense { attr.size } else { attr.bytes };
+    make_room(inner, bytes, pushes)?;
+    let step = |e| Error::io("copy", &e);
+    let file =
+        File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(step)?;
+    let made = file.set_len(attr.size).map_err(step).and_then(|()| {
+        let mut map = inplace::map(&file).map_err(step)?;
+        if map.advise(if dense { Advice::HugePage } else { Advice::NoHugePage }).is_err() && dense {
+            kos_types::log!("fabricd: this kernel has no huge pages: copies are read slower");
+        }
+        fill(inner, stop, ino, &mut map)?;
+        inner.copies.finish(ino, bytes)
+    });
+    if made.is_err() {
+        // Nothing else would free its memory; a file that is not there is no error.
+        drop(fs::remove_file(path));
+    }
+    made
+}
+
+/// Copies have at most half of the budget, and nothing moves to disk for them.
+fn make_room(inner: &Inner, bytes: u64, pushes: bool) -> Result<()> {
+    let missing = || -> Result<u64> {
+        let (used, total) = inner.stripes.tiers().ram_usage()?;
+        let own = (inner.copies.bytes() + bytes).saturating_sub(total / 2);
+        Ok(own.max((used + bytes).saturating_sub(total / 100 * LOW)))
+    };
+    let short = missing()?;
+    let (_, total) = inner.stripes.tiers().ram_usage()?;
+    if short > 0 && pushes && bytes <= total / 2 {
+        inner.copies.shrink(short);
+    }
+    if missing()? > 0 {
+        return Err(Error::new(Kind::NoSpace, "copy: no room in memory"));
+    }
+    Ok(())
+}
+
+fn fill(inner: &Inner, stop: &Stop, ino: Ino, to: &mut MmapMut) -> Result<()> {
+    let (mut at, size) = (0, to.len() as u64);
+    let mut tries = 0;
+    while at < size {
+        let map = read::extents(&*inner.db, ino, at, WINDOW.min(size - at))?;
+        for extent in &map.extents {
+            if !stop.sleep(STEP) {
+                return Err(Error::new(Kind::Interrupted, "copy: the node ends"));
+            }
+            if !inner.copies.is_making(ino) {
+                return Err(Error::new(Kind::Stale, "copy: the file is not sealed any more"));
+            }
+            match fill_extent(inner, extent, to) {
+                // Compaction has put its bytes elsewhere.
+                Err(e) if e.kind() == Kind::NotFound && tries < TRIES_MAX => {
+                    tries += 1;
+                    break;
+                }
+                other => other?,
+            }
+            at = extent.off + extent.len;
+        }
+    }
+    Ok(())
+}
+
+fn fill_extent(inner: &Inner, extent: &Extent, to: &mut MmapMut) -> Result<()> {
+    if extent.source == Source::Hole {
+        return Ok(());
+    }
+    let range = extent.off as usize..(extent.off + extent.len) as usize;
+    // A store into a page that there is no memory for would be a signal, and this an error.
+    let first = range.start / BLOCK_BYTES * BLOCK_BYTES;
+    to.advise_range(Advice::PopulateWrite, first, range.end - first)
+        .map_err(|e| Error::new(Kind::NoSpace, format!("copy: {e}")))?;
+    match &extent.source {
+        Source::Hole => (),
+        Source::Inline(bytes) => to[range].copy_from_slice(bytes),
+        &Source::Stripe(id, from) => inner.stripes.read_verified(id)?.read(from as usize, &mut to[range])?,
+    }
+    Ok(())
+}
