@@ -330,7 +330,7 @@ fn without_words_it_is_kos_and_var_lib_kosfs() {
     // In a mount namespace of its own, where the machine's own node, if there is one, is out of the way.
     let script = r#"
         set -eu
-        awk '/kosfs/ { print $5 }' /proc/self/mountinfo | sort -r | xargs -r -n 1 umount -l
+        awk '$5 == "/kos" { print $5 }' /proc/self/mountinfo | xargs -r -n 1 umount -l
         mount -t tmpfs none /var/lib
         "$1" up
         trap '"$1" down --wipe' EXIT
