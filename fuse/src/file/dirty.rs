@@ -33,6 +33,13 @@ impl Dirty {
         if data.is_empty() {
             return;
         }
+        // Over bytes that are here: nothing is cut to pieces.
+        if let Some((&start, here)) = self.ranges.range_mut(..=off).next_back()
+            && let Some(part) = here.get_mut((off - start) as usize..(off - start) as usize + data.len())
+        {
+            part.copy_from_slice(data);
+            return;
+        }
         self.remove(off, off + data.len() as u64);
         self.bytes += data.len();
         let (mut off, mut data, mut follows) = (off, data, false);
@@ -63,6 +70,10 @@ impl Dirty {
             if stop > off {
                 // The ranges are held in memory, so their lengths fit usize.
                 let tail = before.split_off((off - start) as usize);
+                if before.capacity() / 2 > before.len() {
+                    // It keeps the room of the whole range, and so would each piece of one that is cut up.
+                    before.shrink_to_fit();
+                }
                 self.bytes -= tail.len().min((end - off) as usize);
                 if stop > end {
                     self.ranges.insert(end, tail[(end - off) as usize..].to_vec());
@@ -123,9 +134,7 @@ fn extend(range: &mut Vec<u8>, data: &[u8]) {
 
 #[cfg(test)]
 mod tests {
-    use kos_types::limits::STRIPE_BYTES_MAX;
-
-    use super::Dirty;
+    use super::{Dirty, STRIPE_BYTES_MAX};
 
     /// Numbers from a seed, xorshift.
     fn below(state: &mut u64, n: u64) -> u64 {
@@ -164,6 +173,26 @@ mod tests {
             let held: usize = dirty.iter().map(|(_, bytes)| bytes.len()).sum();
             assert_eq!(held, dirty.bytes());
         }
+    }
+
+    /// Bytes that the ranges have room for.
+    fn room(dirty: &Dirty) -> usize {
+        dirty.ranges.values().map(Vec::capacity).sum()
+    }
+
+    #[test]
+    fn a_range_that_is_cut_up_takes_no_more_memory() {
+        let mut dirty = Dirty::default();
+        dirty.insert(0, &vec![1; STRIPE_BYTES_MAX]);
+        for off in (100..STRIPE_BYTES_MAX as u64).step_by(4096) {
+            dirty.insert(off, &[2; 10]);
+        }
+        assert_eq!(dirty.ranges.len(), 1, "overwritten in place");
+        for off in (100..STRIPE_BYTES_MAX as u64).step_by(65_536) {
+            dirty.remove(off, off + 10);
+        }
+        assert!(dirty.ranges.len() > 60);
+        assert!(room(&dirty) <= 2 * dirty.bytes(), "{} for {}", room(&dirty), dirty.bytes());
     }
 
     #[test]
