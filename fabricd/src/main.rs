@@ -3,6 +3,7 @@
 
 mod ctl;
 mod door;
+mod heap;
 mod machine;
 mod view;
 
@@ -10,12 +11,14 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use door::Door;
 use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
+use heap::Heap;
 use kos_fuse::{MountFlags, MountOptions, Mounted};
 use kos_rpc::Server;
 use kos_types::{Error, Kind, Result};
@@ -212,6 +215,7 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
     let events = view.node.events();
     events.add("mount", &format!("{} is mounted", mount.display()));
     let mut health = "ok\n".to_owned();
+    let mut heap = Heap::default();
     loop {
         let now = view.health_text();
         if now != health {
@@ -221,6 +225,10 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
         match ended.recv_timeout(STATUS_PERIOD) {
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
+                let counters = view.node.counters();
+                let moved =
+                    [&counters.bytes_written, &counters.bytes_read].map(|n| n.load(Ordering::Relaxed));
+                heap.look(moved[0].wrapping_add(moved[1]));
                 if let Err(e) = view.hub.expire(Instant::now()) {
                     kos_types::log!("fabricd: ending sessions: {e}; tried again");
                 }

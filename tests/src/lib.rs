@@ -129,6 +129,15 @@ impl Daemon {
         self.root.path().join("state")
     }
 
+    /// The process.
+    ///
+    /// # Panics
+    /// When it does not run.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("running").id()
+    }
+
     /// Where the memory tier is mounted.
     #[must_use]
     pub fn ram(&self) -> PathBuf {
