@@ -23,6 +23,7 @@ unset KOS_MOUNT KOS_STATE
 tmp=$(mktemp -d -t kos-suites.XXXXXX)
 chmod 755 "$tmp" # pjdfstest and PostgreSQL act as other users
 mount=$tmp/mnt
+other=$tmp/other # where the same node is mounted again
 work=$mount/mem/suites
 daemon_log=$tmp/state/log/fabricd.log
 # The repository may be another user's. A file, because git clears the environment for its other end.
@@ -39,7 +40,9 @@ finish() {
     local status=$? pid
     trap - EXIT
     cd /
-    umount "$tmp/second" 2>/dev/null || true # absent when setting up failed
+    # Absent when setting up failed.
+    umount "$tmp/second" 2>/dev/null || true
+    umount "$other" 2>/dev/null || true
     if [ -d "$tmp/state" ]; then
         pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$tmp/state/run.json" 2>/dev/null | head -n 1) || true
         if ! kos down --wipe --state "$tmp/state"; then
@@ -119,6 +122,38 @@ exercise() { # CONFIGURATION OPERATIONS SEED…
     done
 }
 
+# The same, with a file that is now in one mount and now in the other: fsx opens its file anew all the time, and finds
+# a symbolic link there that leads to both by turns.
+exercise_two() { # CONFIGURATION OPERATIONS SEED…
+    local configuration=$1 operations=$2 seed turns turner
+    shift 2
+    sed 's/^close_open = .*/close_open = 8.0/' "$here/$configuration.toml" >"$tmp/two.toml"
+    for seed in "$@"; do
+        echo "seed $seed"
+        local name=$PWD/file-$seed link=$tmp/file-$seed
+        touch "$name"
+        ln -s "$name" "$link"
+        (
+            turns=0
+            while [ ! -e "$tmp/turned" ]; do
+                ln -s "${name/#$mount/$other}" "$link.new" && mv -T "$link.new" "$link"
+                sleep 0.01
+                ln -s "$name" "$link.new" && mv -T "$link.new" "$link"
+                sleep 0.01
+                echo $((turns += 1)) >"$tmp/turns"
+            done
+        ) &
+        turner=$!
+        "$tools/bin/fsx" -f "$tmp/two.toml" -N "$operations" -S "$seed" -P "$tmp" "$link"
+        touch "$tmp/turned"
+        wait "$turner"
+        rm "$link" "$tmp/turned"
+        cmp "$name" "${name/#$mount/$other}"
+        echo "turns: $(cat "$tmp/turns")"
+        [ "$(cat "$tmp/turns")" -ge 10 ]
+    done
+}
+
 # verify ENGINE SIZE OPTION…: blocks of a file that is there are overwritten twice in random order, and read again.
 verify() {
     local engine=$1 size=$2
@@ -152,13 +187,16 @@ stress() { # SECONDS-EACH SECONDS-TOGETHER
     stress-ng --temp-path "$PWD" --verify --timeout "$2" "${sizes[@]}" "${all[@]}"
 }
 
-sqlite() { # JOURNAL ROWS
+# sqlite JOURNAL ROWS [DIRECTORY]: four writers, two of them by another path to this directory
+sqlite() {
     [ "$(sqlite3 db "PRAGMA journal_mode=$1; CREATE TABLE t(writer, row, text);")" = "${1,,}" ]
-    local writer row pid pids=()
+    local writer row pid db pids=()
     for writer in 1 2 3 4; do
+        db=$PWD/db
+        [ $((writer % 2)) = 0 ] || db=${3:-$PWD}/db
         for ((row = 0; row < $2; row++)); do
             echo "INSERT INTO t VALUES($writer, $row, hex(randomblob(200)));"
-        done | sqlite3 -bail -cmd '.timeout 60000' db &
+        done | sqlite3 -bail -cmd '.timeout 60000' "$db" &
         pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid"; done
@@ -294,13 +332,13 @@ build() {
     ./all
 }
 
-mkdir "$mount" "$tmp/second"
+mkdir "$mount" "$other" "$tmp/second"
 mount -t tmpfs none "$tmp/second"
 up
-export -f posix exercise verify stress sqlite postgres clone tree same round_trip archive build
+export -f posix exercise exercise_two verify stress sqlite postgres clone tree same round_trip archive build
 # Debian keeps PostgreSQL's server programs off the PATH.
 initdb=$(command -v initdb || find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1) || initdb=
-export here repository tools tmp posix_skips posix_passes stressors initdb
+export here repository tools tmp mount other posix_skips posix_passes stressors initdb
 
 if [ -n "$long" ]; then
     run pjdfstest 600 posix
@@ -332,6 +370,20 @@ run git 300 clone
 run rsync 300 round_trip
 run tar 300 archive
 run build 300 build
+
+# Two mounts of one node, whose locks exclude each other.
+kos down --state "$tmp/state"
+KOS_SHARE_LOCKS=1 up
+"$target/release/mount-kosfs" "$tmp/state/kos.sock" "$other" -o rw
+if [ -n "$long" ]; then
+    run fsx-two-mounts 7200 exercise_two fsx 50000 1 2 3
+    run fsx-two-mounts-aligned 3600 exercise_two fsx-aligned 50000 11
+    run sqlite-two-mounts 3600 sqlite DELETE 2000 "$other/mem/suites/sqlite-two-mounts"
+else
+    run fsx-two-mounts 300 exercise_two fsx 1500 1 2
+    run fsx-two-mounts-aligned 120 exercise_two fsx-aligned 1500 11
+    run sqlite-two-mounts 300 sqlite DELETE 50 "$other/mem/suites/sqlite-two-mounts"
+fi
 
 echo "suites: $ran suites, $(minutes $((SECONDS - began_all)))"
 if [ ${#failed[@]} -gt 0 ]; then

@@ -2,6 +2,7 @@
 
 mod life;
 mod locks;
+mod random;
 mod refusals;
 mod seal;
 mod second;

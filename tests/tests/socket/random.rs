@@ -1,0 +1,242 @@
+//! One file, changed and read in every way through two mounts by turns, against a byte array.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::PathBuf;
+
+use kos_tests::{Daemon, Rng, seed};
+use memmap2::{MmapMut, MmapOptions};
+use rustix::fs::{FallocateFlags, copy_file_range, fallocate};
+
+use crate::second::*;
+
+/// Several stripes.
+const BYTES_MAX: usize = 3 << 20;
+const PAGE: usize = 4096;
+/// Mappings of the daemon's own mount follow what others write; those of the other one hold what was there when the
+/// file was opened (SEMANTICS.md, Several mounts), so that each use needs a new one.
+const MAPPINGS_FOLLOW: [bool; 2] = [true, false];
+
+/// A place and what is written there.
+type Range = (usize, usize);
+
+/// The file as one mount shows it: descriptors that stay open for a while.
+struct Side {
+    path: PathBuf,
+    mappings_follow: bool,
+    plain: Option<File>,
+    direct: Option<File>,
+    append: Option<File>,
+    map: Option<MmapMut>,
+}
+
+impl Side {
+    fn new(path: PathBuf, mappings_follow: bool) -> Self {
+        Self { path, mappings_follow, plain: None, direct: None, append: None, map: None }
+    }
+
+    fn open(&self, flags: i32) -> File {
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false).custom_flags(flags);
+        options.open(&self.path).expect("open")
+    }
+
+    fn plain(&mut self) -> &File {
+        let new = self.plain.is_none().then(|| self.open(0));
+        self.plain.get_or_insert_with(|| new.expect("just opened"))
+    }
+
+    fn direct(&mut self) -> &File {
+        let new = self.direct.is_none().then(|| self.open(libc::O_DIRECT));
+        self.direct.get_or_insert_with(|| new.expect("just opened"))
+    }
+
+    fn append(&mut self, data: &[u8]) {
+        let new = self.append.is_none().then(|| self.open(libc::O_APPEND));
+        self.append.get_or_insert_with(|| new.expect("just opened")).write_all(data).expect("append");
+    }
+
+    /// A mapping of so many bytes at least, all of which the file has.
+    fn map(&mut self, len: usize) -> &mut MmapMut {
+        assert!(len <= BYTES_MAX);
+        if self.map.is_none() || !self.mappings_follow {
+            self.map = None;
+            let file = self.open(0);
+            #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
+            // SAFETY: one thread uses file and mapping, and only bytes that the file has are touched.
+            let map = unsafe { MmapOptions::new().len(BYTES_MAX).map_mut(&file) };
+            self.map = Some(map.expect("mmap"));
+        }
+        self.map.as_mut().expect("just mapped")
+    }
+
+    /// The bytes there, by a way of reading.
+    fn read(&mut self, way: u64, (off, len): Range, mapped: usize) -> Vec<u8> {
+        if way == 0 {
+            let end = mapped.min(off + len);
+            return if off < end { self.map(end)[off..end].to_vec() } else { Vec::new() };
+        }
+        let (mut out, mut at) = (vec![0; len], 0);
+        let file = if way == 1 { self.direct() } else { self.plain() };
+        while at < len {
+            match file.read_at(&mut out[at..], (off + at) as u64).expect("read") {
+                0 => break,
+                n => at += n,
+            }
+        }
+        out.truncate(at);
+        out
+    }
+
+    /// Store through a mapping; msync hands it to everybody.
+    fn store(&mut self, off: usize, data: &[u8]) {
+        let map = self.map(off + data.len());
+        map[off..off + data.len()].copy_from_slice(data);
+        map.flush_range(off, data.len()).expect("msync");
+    }
+
+    /// Close some of what is open.
+    fn close(&mut self, rng: &mut Rng) {
+        match rng.below(4) {
+            0 => self.plain = None,
+            1 => self.direct = None,
+            2 => self.append = None,
+            _ => self.map = None,
+        }
+    }
+}
+
+fn put(bytes: &mut Vec<u8>, off: usize, data: &[u8]) {
+    bytes.resize(bytes.len().max(off + data.len()), 0);
+    bytes[off..off + data.len()].copy_from_slice(data);
+}
+
+/// Mostly short, at times of several stripes; whole pages when `align` is a page.
+fn range(rng: &mut Rng, align: usize) -> Range {
+    let len = match rng.below(8) {
+        0 => rng.below(1 << 20),
+        1..3 => rng.below(200_000),
+        _ => rng.below(10_000),
+    } as usize;
+    let len = len.next_multiple_of(align).max(align);
+    let off = rng.below((BYTES_MAX - len) as u64) as usize;
+    (off / align * align, len)
+}
+
+fn allocate(file: &File, flags: FallocateFlags, (off, len): Range) {
+    fallocate(file, flags, off as u64, len as u64).expect("fallocate");
+}
+
+/// One change by one mount, and the same to the model.
+fn change(side: &mut Side, rng: &mut Rng, align: usize, bytes: &mut Vec<u8>) {
+    let (off, len) = range(rng, align);
+    let size = bytes.len();
+    let end = size.min(off + len);
+    let keep = FallocateFlags::KEEP_SIZE;
+    match rng.below(12) {
+        0..4 => {
+            let data = rng.bytes(len);
+            side.plain().write_all_at(&data, off as u64).expect("write");
+            put(bytes, off, &data);
+        }
+        4 if size + len <= BYTES_MAX => {
+            let data = rng.bytes(len);
+            side.append(&data);
+            bytes.extend(data);
+        }
+        5 => {
+            let size = off + rng.below(len as u64 + 1) as usize / align * align;
+            side.plain().set_len(size as u64).expect("truncate");
+            bytes.resize(size, 0);
+        }
+        6 => {
+            allocate(side.plain(), FallocateFlags::PUNCH_HOLE | keep, (off, len));
+            bytes[off.min(end)..end].fill(0);
+        }
+        7 => {
+            allocate(side.plain(), FallocateFlags::ZERO_RANGE, (off, len));
+            put(bytes, off, &vec![0; len]);
+        }
+        8 if off + 2 * len <= BYTES_MAX && off + len <= size => {
+            let file = side.plain();
+            let (mut from, mut to) = (off as u64, (off + len) as u64);
+            let copied = copy_file_range(file, Some(&mut from), file, Some(&mut to), len).expect("copy");
+            assert_eq!(copied, len);
+            let part = bytes[off..off + len].to_vec();
+            put(bytes, off + len, &part);
+        }
+        9 | 10 if off + len <= size => {
+            let data = rng.bytes(len);
+            side.store(off, &data);
+            put(bytes, off, &data);
+        }
+        11 => side.plain().sync_all().expect("fsync"),
+        // What has no room or no bytes there.
+        _ => {
+            let data = rng.bytes(len);
+            side.direct().write_all_at(&data, off as u64).expect("direct write");
+            put(bytes, off, &data);
+        }
+    }
+}
+
+/// The same bytes and size through both, whoever changed them.
+fn compare(sides: &mut [Side; 2], rng: &mut Rng, align: usize, bytes: &[u8], step: &str) {
+    for (nth, side) in sides.iter_mut().enumerate() {
+        let size = fs::metadata(&side.path).expect("stat").len();
+        assert_eq!(size, bytes.len() as u64, "{step}: size at {nth}");
+        let (off, len) = range(rng, align);
+        let way = rng.below(4);
+        let found = side.read(way, (off, len), bytes.len());
+        let end = bytes.len().min(off + len);
+        let wanted = &bytes[off.min(end)..end];
+        assert_eq!(found.len(), wanted.len(), "{step}: {len} bytes at {off} at {nth} by way {way}");
+        let wrong = found.iter().zip(wanted).position(|(a, b)| a != b);
+        assert_eq!(wrong, None, "{step}: {len} bytes at {off} at {nth} by way {way}");
+    }
+}
+
+fn alternate(align: usize, steps: usize) {
+    let mut daemon = Daemon::with_ram(512 << 20);
+    let class = run(std::process::Command::new("setfattr")
+        .args(["-n", "user.kos.durability", "-v", "memory"])
+        .arg(daemon.mem()));
+    assert_eq!(class, (Some(0), String::new()));
+    let second = Second::mount(&daemon);
+    let side = |nth: usize, dir: PathBuf| Side::new(dir.join("file"), MAPPINGS_FOLLOW[nth]);
+    let mut sides = [side(0, daemon.mem()), side(1, second.mem())];
+    drop(sides[0].open(0));
+    let seed = seed();
+    let mut rng = Rng::new(seed);
+    let mut bytes = Vec::new();
+    for step in 0..steps {
+        let by = rng.below(2) as usize;
+        if rng.below(8) == 0 {
+            sides[by].close(&mut rng);
+        }
+        change(&mut sides[by], &mut rng, align, &mut bytes);
+        compare(&mut sides, &mut rng, align, &bytes, &format!("KOS_SEED={seed} step {step} by {by}"));
+    }
+    for side in &sides {
+        assert!(fs::read(&side.path).expect("read") == bytes, "KOS_SEED={seed}: at the end");
+    }
+    drop(sides);
+    second.umount(false);
+    daemon.stop();
+}
+
+/// Steps of one run; the soak asks for more.
+fn steps() -> usize {
+    std::env::var("KOS_STEPS").map_or(500, |n| n.parse().expect("KOS_STEPS: a number"))
+}
+
+#[test]
+fn two_mounts_equal_a_byte_array() {
+    alternate(1, steps());
+}
+
+#[test]
+fn two_mounts_equal_a_byte_array_in_whole_pages() {
+    alternate(PAGE, steps());
+}
