@@ -8,6 +8,7 @@ mod privileges;
 mod random;
 mod slow;
 mod small;
+mod tree;
 
 use std::path::Path;
 use std::sync::Arc;
