@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -14,7 +14,8 @@ use kos_types::{
     Reply, Result, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 
-use crate::frame::{self, MAGIC};
+use crate::frame;
+use crate::greeting::{self, Greeting};
 use crate::held::Held;
 use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
 use crate::message::{
@@ -282,7 +283,7 @@ impl Client {
 
     fn connect_once(&self) -> std::result::Result<Connection, Refused> {
         let for_now = |e: io::Error| Refused::ForNow(e.to_string());
-        let mut stream = socket::connect(&self.options.socket).map_err(|e| match e.kind() {
+        let stream = socket::connect(&self.options.socket).map_err(|e| match e.kind() {
             ErrorKind::PermissionDenied => {
                 Refused::ForGood(Error::new(Kind::NotPermitted, "only root may connect"))
             }
@@ -298,13 +299,11 @@ impl Client {
         };
         let hello = encode(&hello).map_err(Refused::ForGood)?;
         // A server without room has its answer ready and listens to nothing.
-        let said = stream.write_all(&MAGIC).and_then(|()| frame::send(&stream, &hello, b""));
-        let mut magic = [0; MAGIC.len()];
-        frame::fill(&stream, &mut magic, Instant::now() + FRAME_DEADLINE).map_err(for_now)?;
-        if magic != MAGIC {
-            let other = String::from_utf8_lossy(&magic).trim().to_owned();
-            let why = format!("the daemon speaks {other:?}, this program kosfs/1: use those of one version");
-            return Err(Refused::ForGood(Error::new(Kind::Unsupported, why)));
+        let said = greeting::send(&stream).and_then(|()| frame::send(&stream, &hello, b""));
+        let heard = greeting::receive(&stream, Instant::now() + FRAME_DEADLINE).map_err(for_now)?;
+        if let Greeting::Other(how) = heard {
+            let why = format!("the daemon cannot be asked: {how}: install both anew, umount and mount again");
+            return Err(Refused::ForGood(Error::new(Kind::Io, why)));
         }
         let mut message = Vec::new();
         let welcome = match frame::receive(&stream, &mut message) {

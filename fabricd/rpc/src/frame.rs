@@ -6,8 +6,6 @@ use std::time::Instant;
 
 use crate::limits::{DATA_BYTES_MAX, FRAME_DEADLINE, MESSAGE_BYTES_MAX};
 
-/// What each end says first: the protocol and its version.
-pub(crate) const MAGIC: [u8; 8] = *b"kosfs/1\n";
 const HEADER_BYTES: usize = 8;
 /// A message is believed to be long only as its bytes come in.
 const GROWTH_BYTES: usize = 64 << 10;

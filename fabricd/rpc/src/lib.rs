@@ -7,6 +7,7 @@
 
 mod client;
 mod frame;
+mod greeting;
 mod held;
 pub mod limits;
 mod message;

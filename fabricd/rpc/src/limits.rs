@@ -20,6 +20,8 @@ pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes of the names a client gives of itself.
 pub const ABOUT_BYTES_MAX: usize = 8192;
+/// Processes of other builds that are remembered, so that the log names each once.
+pub const STRANGERS_MAX: usize = 256;
 
 const _: () = assert!(LIST_ENTRIES_MAX * (NAME_BYTES_MAX + 160) < MESSAGE_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_MAX * (MESSAGE_BYTES_MAX + DATA_BYTES_MAX) <= 512 << 20);

@@ -1,8 +1,8 @@
 //! The serving end: a thread for each connection, bounded in number, memory and time.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,8 +14,11 @@ use kos_types::limits::LIST_ENTRIES_MAX;
 use kos_types::{Error, Fabric, Kind, Op, ROOT, Reply, Result};
 use rustix::net::{Shutdown, sockopt::socket_peercred};
 
-use crate::frame::{self, MAGIC};
-use crate::limits::{ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE};
+use crate::frame;
+use crate::greeting::{self, Greeting};
+use crate::limits::{
+    ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE, STRANGERS_MAX,
+};
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
 };
@@ -85,6 +88,8 @@ struct Shared<H: Host> {
     stopping: Arc<AtomicBool>,
     sessions: Mutex<HashMap<ClientId, Weak<H::Session>>>,
     connections: Mutex<Vec<(UnixStream, JoinHandle<()>)>>,
+    /// Processes of other builds that the log has named.
+    strangers: Mutex<BTreeSet<u32>>,
 }
 
 /// A listening server; it stops when this is dropped.
@@ -116,6 +121,7 @@ pub fn serve<H: Host>(path: &Path, host: H) -> Result<Server> {
         stopping: Arc::clone(&stopping),
         sessions: Mutex::default(),
         connections: Mutex::default(),
+        strangers: Mutex::default(),
     });
     let (accepting, accepts) = (Arc::clone(&shared), Arc::clone(&listener));
     let acceptor = thread::Builder::new()
@@ -231,6 +237,15 @@ impl Drop for Closing<'_> {
 }
 
 impl<H: Host> Shared<H> {
+    /// Whether a process that speaks otherwise has not been met yet, as far as is remembered.
+    fn is_new_stranger(&self, pid: u32) -> bool {
+        let mut strangers = lock(&self.strangers);
+        if strangers.len() >= STRANGERS_MAX {
+            strangers.clear();
+        }
+        strangers.insert(pid)
+    }
+
     /// Ask every connection to end after its present request, and wait for that.
     fn end_connections(&self) -> Result<()> {
         let until = Instant::now() + ANSWER_DEADLINE;
@@ -263,24 +278,26 @@ impl<H: Host> Shared<H> {
     }
 }
 
-fn welcome(mut stream: &UnixStream, answer: std::result::Result<Welcome, &Error>) -> io::Result<()> {
+fn welcome(stream: &UnixStream, answer: std::result::Result<Welcome, &Error>) -> io::Result<()> {
     let answer = answer.map_err(|e| (e.kind(), e.to_string()));
-    stream.write_all(&MAGIC)?;
+    greeting::send(stream)?;
     frame::send(stream, &encode(&answer).map_err(io::Error::other)?, b"")
 }
 
 /// Serve one connection to its end.
 fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::Result<()> {
     let mut message = Vec::new();
-    let mut magic = MAGIC;
-    match frame::fill(stream, &mut magic, Instant::now() + FRAME_DEADLINE) {
+    match greeting::receive(stream, Instant::now() + FRAME_DEADLINE) {
+        Ok(Greeting::Same) => {}
+        Ok(Greeting::Other(how)) => {
+            greeting::send(stream)?;
+            // A mount that stays tries at each request: once is enough.
+            let first = shared.is_new_stranger(pid);
+            return if first { Err(io::Error::new(ErrorKind::InvalidData, how)) } else { Ok(()) };
+        }
         // It said nothing: a look whether somebody listens.
         Err(e) if e.kind() == ErrorKind::UnexpectedEof => return Ok(()),
-        other => other?,
-    }
-    if magic != MAGIC {
-        (&*stream).write_all(&MAGIC)?;
-        return Err(io::Error::new(ErrorKind::InvalidData, "it speaks another protocol"));
+        Err(e) => return Err(e),
     }
     let Some(_) = frame::receive(stream, &mut message)? else { return Ok(()) };
     let joined = decode::<Hello>(&message).and_then(|hello| {

@@ -3,16 +3,18 @@
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, binary, wait_for};
 
 use crate::second::*;
 
-const MAGIC: &[u8; 8] = b"kosfs/1\n";
+/// A protocol's name, and a format's number.
+const GREETING_BYTES: usize = 25;
 const CONNECTIONS_MAX: usize = 64;
 const NOBODY: u32 = 65534;
 
@@ -83,13 +85,70 @@ fn become_nobody() {
 fn say_hello(mut stream: &UnixStream) -> String {
     stream.set_read_timeout(Some(Duration::from_secs(5))).expect("timeout");
     // A server that refuses may have closed already.
-    let _refused = stream.write_all(MAGIC);
+    let _refused = stream.write_all(b"kosfs/");
     let mut said = vec![0; 512];
     let mut have = 0;
     while let Ok(count @ 1..) = stream.read(&mut said[have..]) {
         have += count;
     }
     String::from_utf8_lossy(&said[..have]).into_owned()
+}
+
+/// What the daemon says to those who speak otherwise.
+fn greeting_of(daemon: &Daemon) -> [u8; GREETING_BYTES] {
+    let mut other = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
+    other.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("write");
+    let mut said = [0; GREETING_BYTES];
+    other.read_exact(&mut said).expect("it says what it speaks");
+    assert!(said.starts_with(b"kosfs/2\n") && said.ends_with(b"\n"), "{said:?}");
+    said
+}
+
+#[test]
+fn another_build_is_refused_by_both_ends() {
+    let mut daemon = Daemon::start();
+    let own = greeting_of(&daemon);
+    let mut other = own;
+    other[GREETING_BYTES - 2] ^= 1;
+    for _ in 0..3 {
+        let mut stream = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
+        stream.write_all(&other).expect("write");
+        let mut said = Vec::new();
+        stream.read_to_end(&mut said).expect("it says what it speaks, and closes");
+        assert_eq!(said, own);
+    }
+    wait_for("the daemon's line", || daemon.log().contains("speaks \"GET / HT\""));
+    assert!(
+        daemon.log().matches("another build").count() <= 1,
+        "each process is named once: {}",
+        daemon.log()
+    );
+
+    // A daemon of another build.
+    let place = Second::place();
+    let elsewhere = tempfile::tempdir().expect("temporary directory");
+    let socket = elsewhere.path().join("kos.sock");
+    let listener = UnixListener::bind(&socket).expect("bind");
+    for (greeting, word) in [(&other[..], "another build"), (b"kosfs/1\n", "kosfs/1")] {
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::SeqCst) {
+                    let (mut stream, _) = listener.accept().expect("accept");
+                    // Until the helper has heard it; one that only looks who listens is gone already.
+                    let _gone = stream.write_all(greeting);
+                    let _closed = stream.read_to_end(&mut Vec::new());
+                }
+            });
+            let (code, said) = place.run(&socket.display().to_string(), "rw");
+            ended.store(true, Ordering::SeqCst);
+            // Wakes it.
+            drop(UnixStream::connect(&socket).expect("connect"));
+            assert_eq!((code, said.contains(word)), (Some(32), true), "{said}");
+        });
+    }
+    assert!(!kos_tests::is_mounted(place.dir()));
+    daemon.stop();
 }
 
 #[test]
@@ -99,10 +158,11 @@ fn garbage_hurts_nobody_else() {
     let seed = std::env::var("KOS_SEED").map_or(7, |seed| seed.parse().expect("KOS_SEED"));
     println!("KOS_SEED={seed}");
     let mut rng = Rng::new(seed);
+    let greeting = greeting_of(&daemon);
     for round in 0..200_u64 {
         let mut stream = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
         if rng.below(4) > 0 {
-            stream.write_all(MAGIC).expect("write");
+            stream.write_all(&greeting).expect("write");
         }
         let len = rng.below(64) as usize;
         let mut frame = rng.bytes(len);
@@ -119,11 +179,7 @@ fn garbage_hurts_nobody_else() {
             assert_eq!(fs::read(daemon.mem().join("file")).expect("read"), round.to_string().into_bytes());
         }
     }
-    let mut other = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
-    other.write_all(b"GET / HTTP/1.1\r\n\r\n").expect("write");
-    let mut said = [0; 8];
-    other.read_exact(&mut said).expect("it says what it speaks");
-    assert_eq!(&said, MAGIC);
+    assert_eq!(greeting_of(&daemon), greeting);
     daemon.stop();
 }
 
