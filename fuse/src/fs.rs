@@ -21,6 +21,7 @@ use crate::seal::{Backing, Register, SEAL};
 const DOT: u64 = 1;
 const DOTDOT: u64 = 2;
 const SUID_SGID: u32 = 0o6000;
+const PIN: &[u8] = b"user.kos.pin";
 /// How long the kernel may answer from its caches while only this mount changes the tree: so this
 /// bounds only how old the block count of a file flushed in the background may be, and how long
 /// another mount waits for the caches to be empty.
@@ -95,6 +96,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// show.
 const fn is_privileged(user: u32) -> bool {
     user == 0
+}
+
+/// What is pinned takes memory from everybody else: root decides where, and bounds it by a quota there (ADR 65).
+fn may_pin(name: &[u8], user: u32) -> Result<()> {
+    if name == PIN && !is_privileged(user) {
+        return Err(Error::new(Kind::NotPermitted, "setxattr: only root pins to memory"));
+    }
+    Ok(())
 }
 
 fn fixed() -> Error {
@@ -607,7 +616,7 @@ impl<F: Fabric> Fs<F> {
         match name {
             b"user.kos.durability" => Ok(self.fabric.policy(ino)?.class.to_string().into_bytes()),
             b"user.kos.compress" => Ok(self.fabric.policy(ino)?.compress.to_string().into_bytes()),
-            b"user.kos.pin" => Ok(self.fabric.policy(ino)?.pin.to_string().into_bytes()),
+            PIN => Ok(self.fabric.policy(ino)?.pin.to_string().into_bytes()),
             b"user.kos.ec" => Ok(self.fabric.policy(ino)?.geometry.to_string().into_bytes()),
             SEAL => self.seal_xattr(ino),
             b"user.kos.consistency" => Ok(self.fabric.sharing(ino)?.consistency.to_string().into_bytes()),
@@ -622,23 +631,36 @@ impl<F: Fabric> Fs<F> {
         self.fabric.xattrs(ino)
     }
 
-    pub(crate) fn set_xattr(&self, ino: Ino, name: &[u8], value: &[u8], mode: XattrMode) -> Result<()> {
+    /// `by` is the user who asks.
+    pub(crate) fn set_xattr(
+        &self,
+        ino: Ino,
+        name: &[u8],
+        (value, mode): (&[u8], XattrMode),
+        by: u32,
+    ) -> Result<()> {
         if control::owns(ino) {
             return Err(fixed());
         }
         if name == SEAL {
             return self.set_seal(ino, value, mode);
         }
+        if value != b"none" {
+            may_pin(name, by)?;
+        }
         self.fabric.propose(Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode }).map(drop)
     }
 
-    pub(crate) fn remove_xattr(&self, ino: Ino, name: &[u8]) -> Result<()> {
+    /// `by` is the user who asks.
+    pub(crate) fn remove_xattr(&self, ino: Ino, name: &[u8], by: u32) -> Result<()> {
         if control::owns(ino) {
             return Err(fixed());
         }
         if name == SEAL {
             return self.remove_seal(ino);
         }
+        // The directory above may be pinned.
+        may_pin(name, by)?;
         self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() }).map(drop)
     }
 

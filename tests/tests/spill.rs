@@ -1,9 +1,11 @@
 //! The memory tier keeps room: what was used least lately moves to disk, pinned files stay.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read as _, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use kos_tests::{Daemon, Rng, wait_for};
 use rustix::fs::XattrFlags;
@@ -137,6 +139,41 @@ fn pinned_beyond_the_budget_is_refused_by_the_write() {
     assert_eq!(found.1, 0, "bytes from disk");
     fs::remove_file(pinned.join("file")).expect("remove");
     write(&pinned.join("next"), &block);
+    daemon.stop();
+}
+
+/// Whether a user may do that to an attribute of a directory.
+fn may(user: u32, how: &str, dir: &Path) -> bool {
+    let done =
+        Command::new("sh").args(["-c", &format!("setfattr {how} \"$1\""), "sh"]).arg(dir).uid(user).output();
+    let done = done.expect("sh");
+    let said = String::from_utf8_lossy(&done.stderr);
+    assert!(done.status.success() || said.contains("Operation not permitted"), "{said}");
+    done.status.success()
+}
+
+#[test]
+fn only_root_pins_and_a_quota_bounds_it() {
+    const USER: u32 = 65534;
+    let mut daemon = Daemon::with_ram(BUDGET);
+    // Other users come through the temporary directory.
+    let root = daemon.mount().parent().expect("root").to_path_buf();
+    fs::set_permissions(root, Permissions::from_mode(0o755)).expect("chmod");
+    let pinned = dir(&daemon, "pinned", "ram");
+    let own = pinned.join("own");
+    fs::create_dir(&own).expect("mkdir");
+    chown(&own, Some(USER), None).expect("chown");
+    assert!(!may(USER, "-n user.kos.pin -v ram", &own));
+    assert!(may(USER, "-n user.kos.pin -v none", &own), "to give memory up is free");
+    assert!(!may(USER, "-n user.kos.pin -v ram", &own));
+    assert!(!may(USER, "-x user.kos.pin", &own), "it would be pinned as the directory above");
+    assert!(may(USER, "-n user.kos.durability -v memory", &own), "the others are the owner's");
+    assert!(may(0, "-x user.kos.pin", &own));
+    assert!(may(0, "-n trusted.kos.quota -v bytes=4M", &pinned));
+    let block = Rng::new(1).bytes(MIB);
+    let mut file = File::create(own.join("file")).expect("create");
+    let error = (0..8).find_map(|_| file.write_all(&block).err()).expect("the quota ends it");
+    assert_eq!(error.raw_os_error(), Some(libc::EDQUOT));
     daemon.stop();
 }
 

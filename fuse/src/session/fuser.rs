@@ -467,7 +467,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
 
     fn setxattr(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         name: &OsStr,
         value: &[u8],
@@ -481,7 +481,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        empty(reply, self.0.set_xattr(ino(node), name.as_bytes(), value, mode));
+        empty(reply, self.0.set_xattr(ino(node), name.as_bytes(), (value, mode), req.uid()));
     }
 
     fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -496,8 +496,8 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         value(reply, size, names);
     }
 
-    fn removexattr(&self, _req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.remove_xattr(ino(node), name.as_bytes()));
+    fn removexattr(&self, req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        empty(reply, self.0.remove_xattr(ino(node), name.as_bytes(), req.uid()));
     }
 
     fn fallocate(
