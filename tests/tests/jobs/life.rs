@@ -189,6 +189,8 @@ fn jobs_survive_the_nodes_end() {
     drop_script(&jobs, "again", &again);
     let attempt_runs =
         |n: u32| wait_for("attempt", || jobs.by_name("again").join(format!("work/run-{}", n - 1)).exists());
+    // It is 0 until it is begun.
+    wait_for("the first attempt", || jobs.status("again", "attempt") == "1");
     for end in [Daemon::kill, Daemon::stop] {
         wait_for("output", || jobs.read("lost", "stdout") == "begun\n");
         let attempt: u32 = jobs.status("again", "attempt").parse().expect("a number");
