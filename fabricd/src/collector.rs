@@ -35,7 +35,9 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
 }
 
 /// Old versions that no snapshot holds go, after one was dropped and after a start.
-fn prune(inner: &Inner) -> Result<()> {
+pub(crate) fn prune(inner: &Inner) -> Result<()> {
+    // Whoever asks meanwhile waits for the end.
+    let _one_at_a_time = inner.collecting.lock().unwrap_or_else(PoisonError::into_inner);
     if !inner.prune.swap(false, Ordering::Relaxed) {
         return Ok(());
     }

@@ -73,7 +73,7 @@ pub(crate) struct Inner {
     pub(crate) events: Arc<Events>,
     /// The tables refused the last commit of stripes, or may have.
     doubt: AtomicBool,
-    /// Held by whoever collects garbage.
+    /// Held by whoever collects garbage or drops old versions.
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
     pub(crate) policies: Policies,
@@ -204,11 +204,12 @@ impl Node {
         &self.inner.events
     }
 
-    /// Free all dead stripes now, also those that a clock set back holds up.
+    /// Free all dead stripes now, also those that a clock set back holds up and those of dropped snapshots.
     ///
     /// # Errors
     /// `Io`; the next round in the background tries again.
     pub fn collect(&self) -> Result<()> {
+        collector::prune(&self.inner)?;
         collector::collect(&self.inner, u64::MAX)
     }
 

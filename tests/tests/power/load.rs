@@ -8,8 +8,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use kos_tests::Rng;
+use rustix::fs::XattrFlags;
 
-use crate::track::Track;
+use crate::track::{ATTRIBUTE_BYTES_MAX, Track};
 
 /// Files come back to nothing beyond this.
 const LEN_MAX: usize = 1 << 20;
@@ -30,10 +31,21 @@ pub(crate) enum Kind {
     Names,
     Sync,
     Large,
+    Attributes,
 }
 
-pub(crate) const KINDS: [Kind; 7] =
-    [Kind::Overwrite, Kind::Append, Kind::Truncate, Kind::Replace, Kind::Names, Kind::Sync, Kind::Large];
+pub(crate) const KINDS: [Kind; 8] = [
+    Kind::Overwrite,
+    Kind::Append,
+    Kind::Truncate,
+    Kind::Replace,
+    Kind::Names,
+    Kind::Sync,
+    Kind::Large,
+    Kind::Attributes,
+];
+/// Extended attributes of one file.
+const ATTRIBUTES: [&str; 3] = ["user.a", "user.b", "user.c"];
 
 /// One program and what it was promised.
 #[derive(Debug)]
@@ -56,9 +68,14 @@ impl Worker {
         let names = match kind {
             Kind::Names => 8,
             Kind::Replace => 2,
+            Kind::Attributes => 0,
             _ => 1,
         };
-        let files = (0..names).map(|n| Track::new(dir.join(n.to_string()))).collect();
+        let mut files: Vec<_> = (0..names).map(|n| Track::new(dir.join(n.to_string()))).collect();
+        if matches!(kind, Kind::Attributes) {
+            let path = dir.join("file");
+            files.extend(ATTRIBUTES.map(|name| Track::of_attribute(path.clone(), name)));
+        }
         Ok(Self { kind, dir, rng: Rng::new(rng.next()), files })
     }
 
@@ -119,6 +136,7 @@ impl Worker {
             Kind::Replace => self.replace(),
             Kind::Names => self.names(),
             Kind::Large => self.large(),
+            Kind::Attributes => self.attributes(),
         }
     }
 
@@ -267,6 +285,27 @@ impl Worker {
         }
         handle.sync_all()?;
         file.acked();
+        Ok(())
+    }
+
+    /// Set and remove extended attributes of a file; its fsync promises them.
+    fn attributes(&mut self) -> io::Result<()> {
+        let value = self.bytes(ATTRIBUTE_BYTES_MAX as u64);
+        let chosen = self.rng.below(self.files.len() as u64) as usize;
+        let track = &mut self.files[chosen];
+        let name = track.attribute.expect("an attribute");
+        let handle = open(&track.path, 0)?;
+        if track.now().is_some() && self.rng.below(3) == 0 {
+            track.becomes(None);
+            rustix::fs::removexattr(&track.path, name)?;
+        } else {
+            track.becomes(Some(value.clone()));
+            rustix::fs::setxattr(&track.path, name, &value, XattrFlags::empty())?;
+        }
+        if self.rng.below(3) == 0 || self.files.iter().any(|track| track.unacked() > UNACKED_MAX) {
+            handle.sync_all()?;
+            self.files.iter_mut().for_each(Track::acked);
+        }
         Ok(())
     }
 }

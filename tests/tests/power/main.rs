@@ -3,6 +3,7 @@
 //! comes up by itself. A disk or a build without fsync must fail the same test.
 
 mod audit;
+mod chores;
 mod faults;
 #[path = "../../../fabricd/core/tests/suite/invariants.rs"]
 mod invariants;

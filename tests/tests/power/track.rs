@@ -4,13 +4,18 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-/// A file's bytes, or none when there is no file.
+/// A file's bytes or those of an attribute, or none when there is none.
 pub(crate) type State = Option<Vec<u8>>;
 
-/// One file, seen by the one thread that changes it.
+/// Longer ones are not set.
+pub(crate) const ATTRIBUTE_BYTES_MAX: usize = 4096;
+
+/// One file or an attribute of one, seen by the one thread that changes it.
 #[derive(Debug, Clone)]
 pub(crate) struct Track {
     pub(crate) path: PathBuf,
+    /// The attribute.
+    pub(crate) attribute: Option<&'static str>,
     /// The acked state first, then each later one in order.
     states: Vec<State>,
     pub(crate) acks: u64,
@@ -18,7 +23,12 @@ pub(crate) struct Track {
 
 impl Track {
     pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path, states: vec![None], acks: 0 }
+        Self { path, attribute: None, states: vec![None], acks: 0 }
+    }
+
+    /// An extended attribute of the file.
+    pub(crate) fn of_attribute(path: PathBuf, name: &'static str) -> Self {
+        Self { attribute: Some(name), ..Self::new(path) }
     }
 
     /// What programs see.
@@ -69,9 +79,18 @@ impl Track {
 
     /// Whatever it is now is its latest state.
     pub(crate) fn see(&mut self) -> io::Result<()> {
-        let found = match fs::read(&self.path) {
+        let read = match self.attribute {
+            None => fs::read(&self.path),
+            Some(name) => {
+                let mut value = vec![0; ATTRIBUTE_BYTES_MAX];
+                let len = rustix::fs::getxattr(&self.path, name, &mut value[..]);
+                len.map(|len| value[..len].to_vec()).map_err(Into::into)
+            }
+        };
+        let found = match read {
             Ok(bytes) => Some(bytes),
             Err(e) if e.kind() == io::ErrorKind::NotFound => None,
+            Err(e) if e.raw_os_error() == Some(libc::ENODATA) => None,
             Err(e) => return Err(e),
         };
         self.states.push(found);
