@@ -3,6 +3,7 @@
 
 mod ctl;
 mod door;
+mod ending;
 mod heap;
 mod machine;
 mod view;
@@ -17,6 +18,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use door::Door;
+use ending::Ending;
 use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
 use heap::Heap;
 use kos_fuse::{MountFlags, MountOptions, Mounted};
@@ -159,13 +161,17 @@ fn run(args: &Args) -> Result<()> {
         Ok(_) => serve(&view, state, &args.mount, &ended),
         Err(e) => Err(e.clone()),
     };
+    let ending = Ending::begin();
     // Before the mount goes: jobs stand in it.
+    ending.waits_for("the jobs");
     drop(runner);
     // First, so that nothing comes in any more that would have to be flushed.
+    ending.waits_for("requests of other mounts");
     let stopped = server.map_or(Ok(()), Server::stop);
     let served = served.and_then(|end| stopped.map(|()| end));
     hub.set_local(None);
     // Also when serving failed: what programs wrote is kept.
+    ending.waits_for("the flush of what programs wrote, and the unmount");
     let unmounted = match &served {
         Ok(End::Unmounted) => mounted.finish(),
         Ok(End::Signal) | Err(_) => mounted.unmount(),
@@ -175,10 +181,12 @@ fn run(args: &Args) -> Result<()> {
     if let Err(e) = &unmounted {
         events.add("lost", &format!("what was written and not fsynced may be lost: {e}"));
     }
+    ending.waits_for("background work, the log's sync and memory's move to disk");
     let closed = match Arc::into_inner(node) {
         Some(node) => node.close(),
         None => Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
     };
+    drop(ending);
     served?;
     unmounted?;
     closed?;
