@@ -71,7 +71,7 @@ pub(crate) struct Inner {
     /// Rung when jobs change.
     pub(crate) bell: Bell,
     pub(crate) events: Arc<Events>,
-    /// The tables refused the last commit of stripes, or may have.
+    /// The tables refused the last change, or may have.
     doubt: AtomicBool,
     /// Held by whoever collects garbage or drops old versions.
     pub(crate) collecting: Mutex<()>,
@@ -311,8 +311,11 @@ impl Inner {
         let applied = kos_core::apply(&*self.db, &command)?;
         // None when it is the answer to a command that was applied before.
         if !applied.changes.is_empty() {
-            // What failed may be there or not.
-            self.db.write(db::join(applied.changes, index)).inspect_err(|_| self.policies.forget())?;
+            self.db.write(db::join(applied.changes, index)).inspect_err(|_| {
+                // What failed may be there or not.
+                self.policies.forget();
+                self.doubt.store(true, Ordering::Relaxed);
+            })?;
             self.policies.applied(&command.op, &applied.reply);
         }
         if drops {
@@ -328,7 +331,18 @@ impl Inner {
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
+        // RocksDB takes a sync of a log that was refused an append for a failed one, and stops for good. Once the
+        // disk has room it goes on by itself, with a log of its own.
+        self.take_changes_again()?;
         self.sync.run(|| self.db.sync())
+    }
+
+    /// After a refused change, an error until the tables take one: an empty one tells.
+    fn take_changes_again(&self) -> Result<()> {
+        if self.doubt.swap(false, Ordering::Relaxed) {
+            self.db.write([]).inspect_err(|_| self.doubt.store(true, Ordering::Relaxed))?;
+        }
+        Ok(())
     }
 
     fn open_batch(&self) -> Result<u64> {
@@ -491,11 +505,8 @@ impl Fabric for Node {
     }
 
     fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
-        if self.inner.doubt.load(Ordering::Relaxed) {
-            // An empty change: while the metadata takes none, each try would leave its stripes.
-            self.inner.db.write([])?;
-            self.inner.doubt.store(false, Ordering::Relaxed);
-        }
+        // While the metadata takes no change, each try would leave its stripes.
+        self.inner.take_changes_again()?;
         self.inner.write_stripe(policy, data)
     }
 
