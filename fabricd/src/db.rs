@@ -2,10 +2,12 @@
 
 use std::path::Path;
 
-use kos_core::{Changes, Pair, Tables};
+use kos_core::{Changes, Pair, Tables, keys};
 use kos_store::fault;
 use kos_types::{Error, Kind, Result};
 use rocksdb::{BlockBasedIndexType, BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
+
+use crate::maps::Maps;
 
 /// Memory for blocks read from disk.
 const CACHE_BYTES: usize = 64 << 20;
@@ -17,7 +19,11 @@ const WAL_BYTES_MAX: u64 = 256 << 20;
 const FILES_MAX: i32 = 256;
 
 /// The database of one node.
-pub(crate) struct Db(DB);
+pub(crate) struct Db {
+    db: DB,
+    /// What was looked up lately in it.
+    pub(crate) maps: Maps,
+}
 
 fn io(step: &'static str) -> impl Fn(rocksdb::Error) -> Error {
     move |e| {
@@ -49,21 +55,27 @@ impl Db {
         blocks.set_cache_index_and_filter_blocks(true);
         blocks.set_pin_top_level_index_and_filter(true);
         options.set_block_based_table_factory(&blocks);
-        Ok(Self(DB::open(&options, dir).map_err(io("metadata: open"))?))
+        let db = DB::open(&options, dir).map_err(io("metadata: open"))?;
+        Ok(Self { db, maps: Maps::default() })
     }
 
     /// Write all or none. In the operating system's hands when this returns, so that a killed
     /// process loses nothing; on stable storage after [`Self::sync`].
     pub(crate) fn write(&self, changes: impl IntoIterator<Item = (Vec<u8>, Option<Vec<u8>>)>) -> Result<()> {
         let mut batch = WriteBatch::default();
+        let mut files = Vec::new();
         for (key, value) in changes {
+            // The changes of one file follow each other.
+            files.extend(keys::mapped(&key).filter(|ino| files.last() != Some(ino)));
             match value {
                 Some(value) => batch.put(key, value),
                 None => batch.delete(key),
             }
         }
         fault::at(fault::TABLES_WRITE).map_err(|e| Error::io("metadata: write", &e))?;
-        self.0.write_opt(batch, &WriteOptions::default()).map_err(io("metadata: write"))?;
+        self.maps
+            .change(&files, || self.db.write_opt(batch, &WriteOptions::default()))
+            .map_err(io("metadata: write"))?;
         fault::at(fault::TABLES_WRITTEN).map_err(|e| Error::io("metadata: written", &e))
     }
 
@@ -73,14 +85,14 @@ impl Db {
         if fault::fsync_is_out() {
             return Ok(());
         }
-        self.0.flush_wal(true).map_err(io("metadata: sync"))
+        self.db.flush_wal(true).map_err(io("metadata: sync"))
     }
 
     /// Every pair whose key begins with `prefix`, in order.
     pub(crate) fn each(&self, prefix: &[u8], mut f: impl FnMut(&[u8], &[u8]) -> Result<()>) -> Result<()> {
         let mut options = ReadOptions::default();
-        options.set_iterate_upper_bound(kos_core::keys::end_of(prefix));
-        let mut iter = self.0.raw_iterator_opt(options);
+        options.set_iterate_upper_bound(keys::end_of(prefix));
+        let mut iter = self.db.raw_iterator_opt(options);
         iter.seek(prefix);
         while let Some((key, value)) = iter.item() {
             f(key, value)?;
@@ -92,7 +104,7 @@ impl Db {
 
 impl Tables for Db {
     fn get(&self, key: &[u8]) -> Result<Option<Vec<u8>>> {
-        self.0.get(key).map_err(io("metadata: get"))
+        self.db.get(key).map_err(io("metadata: get"))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], max: usize) -> Result<Vec<Pair>> {
@@ -102,7 +114,7 @@ impl Tables for Db {
         }
         let mut options = ReadOptions::default();
         options.set_iterate_upper_bound(to);
-        let mut iter = self.0.raw_iterator_opt(options);
+        let mut iter = self.db.raw_iterator_opt(options);
         iter.seek(from);
         while out.len() < max {
             let Some((key, value)) = iter.item() else { break };
@@ -116,7 +128,7 @@ impl Tables for Db {
     fn last(&self, from: &[u8], last: &[u8]) -> Result<Option<Pair>> {
         let mut options = ReadOptions::default();
         options.set_iterate_lower_bound(from);
-        let mut iter = self.0.raw_iterator_opt(options);
+        let mut iter = self.db.raw_iterator_opt(options);
         iter.seek_for_prev(last);
         let found = iter.item().map(|(key, value)| (key.to_vec(), value.to_vec()));
         iter.status().map_err(io("metadata: last"))?;

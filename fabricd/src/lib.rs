@@ -15,6 +15,7 @@ mod hub;
 mod inplace;
 mod jobs;
 mod locks;
+mod maps;
 mod node;
 mod policies;
 mod rebuild;

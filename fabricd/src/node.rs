@@ -496,8 +496,10 @@ impl Fabric for Node {
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
-        let (tables, ino) = self.seen(ino)?;
-        read::extents(&tables, ino, off, len)
+        self.inner.db.maps.extents(ino, off, len, |off, len| {
+            let (tables, ino) = self.seen(ino)?;
+            read::extents(&tables, ino, off, len)
+        })
     }
 
     fn snapshots(&self) -> Result<Vec<Snapshot>> {

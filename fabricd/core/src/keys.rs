@@ -76,6 +76,12 @@ pub fn extent(ino: Ino, off: u64) -> Vec<u8> {
     key(b'E', &[ino.0, off], &[])
 }
 
+/// The file whose size or extents a record is part of.
+#[must_use]
+pub fn mapped(key: &[u8]) -> Option<Ino> {
+    matches!(key.first(), Some(b'I' | b'E')).then(|| Ino(field(key, 1)))
+}
+
 /// `X|ino|name`: extended attribute.
 #[must_use]
 pub fn xattr(ino: Ino, name: &[u8]) -> Vec<u8> {
