@@ -24,7 +24,7 @@ use crate::file::Flusher;
 use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
 use crate::locks;
-use crate::session::{Caches, Fuser, Session};
+use crate::session::{Caches, Fuser, Session, raise_pages};
 
 const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
@@ -99,7 +99,10 @@ pub fn mount<F: Fabric + 'static>(
     if options.first {
         fs.job_leftovers()?;
     }
-    let device = attach(options)?;
+    if let Err(e) = raise_pages(<Fuser<F> as Session<F>>::WRITE_BYTES_MAX) {
+        kos_types::log!("kos-fuse: {e}: what is only written goes through the page cache");
+    }
+    let device = attach(options, <Fuser<F> as Session<F>>::READ_BYTES_MAX)?;
     let session = Fuser::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
         // Nothing serves it: a mount left behind would only answer "not connected".
         let _ = unmount(&options.dir, UnmountFlags::DETACH);
@@ -145,14 +148,14 @@ pub fn mount<F: Fabric + 'static>(
 }
 
 /// Attach a new connection to the directory, as type `fuse.kosfs`, which fuser itself cannot name.
-fn attach(options: &MountOptions) -> Result<OwnedFd> {
+fn attach(options: &MountOptions, read_bytes_max: u32) -> Result<OwnedFd> {
     let device = fs::File::options()
         .read(true)
         .write(true)
         .open(DEVICE)
         .map_err(|e| Error::io(&format!("open {DEVICE}: is the kernel module fuse loaded?"), &e))?;
     let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other",
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={read_bytes_max}",
         device.as_raw_fd()
     );
     let data = CString::new(data).map_err(|_| Error::new(Kind::Invalid, "mount: options"))?;

@@ -31,8 +31,11 @@ use crate::fs::{Allocate, Caching, Fs};
 use crate::jobs::names_ttl;
 use crate::seal::{Backing, no_copy};
 
-/// Bytes of one request; larger ones save little (docs: limits).
-const MAX_WRITE: u32 = 1 << 20;
+/// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
+/// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
+const MAX_WRITE: u32 = (1 << 20) + 4096;
+/// Bytes of one read: a whole part of a stripe, where the kernel reads ahead.
+const MAX_READ: u32 = 1 << 20;
 /// Requests the kernel may have in flight in the background.
 const MAX_BACKGROUND: u16 = 64;
 /// statfs's unit.
@@ -55,6 +58,9 @@ const WANTED: [InitFlags; 10] = [
 pub(crate) struct Fuser<F: Fabric + 'static>(fuser::Session<Requests<F>>);
 
 impl<F: Fabric> Session<F> for Fuser<F> {
+    const WRITE_BYTES_MAX: u32 = MAX_WRITE;
+    const READ_BYTES_MAX: u32 = MAX_READ;
+
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(threads);
@@ -96,7 +102,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
                 kos_types::log!("kos-fuse: this kernel has no {flag:?}; the mount works without");
             }
             if flag == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP {
-                self.0.streams.store(!refused, Ordering::Relaxed);
+                self.0.streams.store(!refused && super::takes_pages(MAX_WRITE), Ordering::Relaxed);
             }
         }
         // A copy lies on a filesystem that is on no other one.

@@ -3,6 +3,7 @@
 
 mod fuser;
 
+use std::fs;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -13,8 +14,31 @@ use crate::fs::Fs;
 
 pub(crate) use self::fuser::Fuser;
 
+/// Pages that the kernel lets a request have, in all mounts of the machine.
+const PAGES_LIMIT: &str = "/proc/sys/fs/fuse/max_pages_limit";
+const PAGE_BYTES: u32 = 4096;
+
+/// Have the kernel let requests have `bytes`. It looks when a mount is made; what it refuses leaves
+/// requests smaller.
+pub(crate) fn raise_pages(bytes: u32) -> io::Result<()> {
+    if takes_pages(bytes) {
+        return Ok(());
+    }
+    fs::write(PAGES_LIMIT, bytes.div_ceil(PAGE_BYTES).to_string())
+}
+
+/// Whether it does.
+fn takes_pages(bytes: u32) -> bool {
+    let limit = fs::read_to_string(PAGES_LIMIT).ok().and_then(|limit| limit.trim().parse::<u32>().ok());
+    limit.is_some_and(|limit| limit >= bytes.div_ceil(PAGE_BYTES))
+}
+
 /// One mount's connection to the kernel, which is ready to be served.
 pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
+    /// Bytes of the largest write it takes at once, and of the largest read it wants to be asked for.
+    const WRITE_BYTES_MAX: u32;
+    const READ_BYTES_MAX: u32;
+
     /// Agree with the kernel on the terms. `device` is attached to a directory already, and
     /// `threads` requests are to be served at once.
     ///

@@ -142,6 +142,37 @@ fn a_follower_reads_what_was_streamed() {
     }
 }
 
+/// A write of 1 MiB is taken at once also from memory that does not begin with a page: whoever reads a block
+/// meanwhile gets the old or the new one.
+#[test]
+fn a_streamed_block_is_old_or_new() {
+    const LEN: usize = 1 << 20;
+    let live = Live::new();
+    let path = live.path("blocks");
+    let stream = File::create(&path).expect("create");
+    let write = |version: u8| {
+        let bytes = vec![version; LEN + BLOCK];
+        let from = bytes.as_ptr().addr().wrapping_neg() % BLOCK + 16;
+        stream.write_all_at(&bytes[from % BLOCK..][..LEN], 0).expect("write");
+    };
+    write(1);
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let file = File::open(&path).expect("open");
+                let mut block = [0; BLOCK];
+                while !stop.load(Ordering::Relaxed) {
+                    file.read_exact_at(&mut block, (LEN - BLOCK) as u64).expect("read");
+                    assert!(block.iter().all(|&b| b == block[0]), "torn");
+                }
+            });
+        }
+        (0..200).for_each(|version| write(2 + version));
+        stop.store(true, Ordering::Relaxed);
+    });
+}
+
 /// Once an O_DIRECT write has returned, nobody reads what was there before, although readers bring
 /// pages into the cache all the time.
 #[test]
