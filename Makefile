@@ -86,6 +86,7 @@ test: test-deps toolchain
 	@$(STEP) suites tests/suites/run.sh
 	@$(STEP) end
 
+# About three hours on four cores, by the times that its steps took one by one (docs/PERFORMANCE.md).
 soak: build
 	@tools/deps.sh $(TEST_DEPS) $(SOAK_DEPS)
 	@$(STEP) fuzz tests/fuzz/run.sh 300
