@@ -21,6 +21,7 @@ use crate::seal::{Backing, Register, SEAL};
 const DOT: u64 = 1;
 const DOTDOT: u64 = 2;
 const SUID_SGID: u32 = 0o6000;
+const CAPABILITY: &[u8] = b"security.capability";
 const PIN: &[u8] = b"user.kos.pin";
 /// How long the kernel may answer from its caches while only this mount changes the tree: so this
 /// bounds only how old the block count of a file flushed in the background may be, and how long
@@ -492,13 +493,24 @@ impl<F: Fabric> Fs<F> {
         Ok(())
     }
 
-    /// What a change of a file's bytes takes from it with `kill`: setuid and setgid. The kernel takes
-    /// capabilities away itself, which are extended attributes.
+    /// What a change of a file's bytes takes from it: setuid and setgid with `kill`, and capabilities, which
+    /// the kernel takes away itself but where bytes go past its cache.
     fn strip(&self, ino: Ino, kill: bool) -> Result<()> {
         if kill && self.fabric.attr(ino)?.mode & SUID_SGID != 0 {
             self.files.set_attr(ino, SetAttr { kill_suidgid: true, ..SetAttr::default() })?;
         }
-        Ok(())
+        if !self.files.is_written_past(ino) {
+            return Ok(());
+        }
+        let is_none = |e: &Error| e.kind() == Kind::NoAttr;
+        match self.fabric.xattr(ino, CAPABILITY) {
+            Err(e) if is_none(&e) => return Ok(()),
+            found => drop(found?),
+        }
+        match self.fabric.propose(Op::RemoveXattr { ino, name: CAPABILITY.to_vec() }) {
+            Err(e) if is_none(&e) => Ok(()),
+            removed => removed.map(drop),
+        }
     }
 
     /// close(2) of one descriptor: what failed in the background is told once.

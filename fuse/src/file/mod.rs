@@ -124,6 +124,11 @@ impl<F: Fabric> Files<F> {
         }
     }
 
+    /// Whether writes of a file may have gone past the kernel's cache.
+    pub(crate) fn is_written_past(&self, ino: Ino) -> bool {
+        self.find(ino).is_some_and(|node| node.state().opens.any_writes_past())
+    }
+
     /// All files that are open.
     pub(crate) fn open_files(&self) -> Vec<Ino> {
         let nodes = self.nodes();

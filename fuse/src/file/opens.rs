@@ -71,6 +71,11 @@ impl Opens {
         }
     }
 
+    /// Whether the kernel may send writes that have not gone through its cache.
+    pub(crate) const fn any_writes_past(self) -> bool {
+        self.writing_past > 0
+    }
+
     pub(crate) const fn any(self) -> bool {
         self.cached > 0 || self.reading_past > 0 || self.writing_past > 0 || self.in_place > 0
     }

@@ -103,6 +103,21 @@ fn any_change_takes_capabilities_away() {
     }
 }
 
+/// Also where a write goes past the page cache, in which the kernel takes none away.
+#[test]
+fn what_is_streamed_takes_capabilities_away() {
+    let live = Live::new();
+    let (path, name) = (live.path("file"), "security.capability");
+    let capability = [&[1, 0, 0, 2], &[255; 4][..], &[0; 12]].concat();
+    let file = File::create(&path).expect("create");
+    for _ in 0..3 {
+        file.write_all_at(b"program", 0).expect("write");
+        setxattr(&path, name, &capability, XattrFlags::empty()).expect("setxattr");
+        file.write_all_at(b"another", 0).expect("write");
+        assert_eq!(getxattr(&path, name, &mut [0; 64]), Err(rustix::io::Errno::NODATA));
+    }
+}
+
 /// The kernel keeps modes for a second, but not this one.
 #[test]
 fn a_changed_program_runs_as_its_caller_at_once() {
