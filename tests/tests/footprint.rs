@@ -12,7 +12,7 @@ use kos_tests::{Daemon, Rng, wait_for};
 
 const MIB: u64 = 1 << 20;
 /// What is stated, without what the kernel's own inodes take.
-const BOUND: u64 = 1280 * MIB;
+const BOUND: u64 = 1024 * MIB;
 /// What is stated once nobody reads or writes.
 const IDLE: u64 = 384 * MIB;
 /// What is stated for each inode that the kernel keeps.
