@@ -185,10 +185,10 @@ fn remove_made_dir(node: &State) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Empties all directories of a stopped node. Everything is checked before anything is deleted.
 /// What the daemon mounts its memory tier as.
 const RAM_SOURCE: &str = "kosfs-ram";
 
+/// Empties all directories of a stopped node. Everything is checked before anything is deleted.
 fn wipe_all(node: &State, given: &[State]) -> Outcome<()> {
     let failed = |error: io::Error| Failure::at("wipe", &node.path, &error);
     let mut states = vec![node.clone()];
@@ -228,7 +228,8 @@ fn give_memory_back(state: &State) -> Outcome<()> {
         mounts::table().map_err(|error| Failure::new(format!("cannot read the table of mounts: {error}")))?;
     let ram = state.path.join("ram");
     if table.iter().any(|mount| mount.point == ram && mount.source == RAM_SOURCE) {
-        rustix::mount::unmount(&ram, rustix::mount::UnmountFlags::empty())
+        // Programs may still read sealed files in place: their memory goes when they let go of it.
+        rustix::mount::unmount(&ram, rustix::mount::UnmountFlags::DETACH)
             .map_err(|errno| Failure::at("unmount", &ram, &errno.into()))?;
     }
     Ok(())
