@@ -21,8 +21,8 @@ use crate::worker::{Stop, Worker};
 const PERIOD: Duration = Duration::from_millis(50);
 /// Between two steps of a copy: none but a look whether to end.
 const STEP: Duration = Duration::ZERO;
-/// Bytes whose places are asked for at once.
-const WINDOW: u64 = 64 << 20;
+/// Bytes mapped at once, whole huge pages: what the copier fills counts as the process's memory meanwhile.
+const WINDOW: u64 = 32 << 20;
 /// How often a copy follows extents that move away under it.
 const TRIES_MAX: u32 = 16;
 
@@ -60,11 +60,7 @@ fn copy(inner: &Inner, stop: &Stop, ino: Ino, pushes: bool) -> Result<()> {
     let file =
         File::options().read(true).write(true).create(true).truncate(true).open(&path).map_err(step)?;
     let made = file.set_len(attr.size).map_err(step).and_then(|()| {
-        let mut map = inplace::map(&file).map_err(step)?;
-        if map.advise(if dense { Advice::HugePage } else { Advice::NoHugePage }).is_err() && dense {
-            kos_types::log!("fabricd: this kernel has no huge pages: copies are read slower");
-        }
-        fill(inner, stop, ino, &mut map)?;
+        fill(inner, stop, (ino, attr.size, dense), &file)?;
         inner.copies.finish(ino, bytes)
     });
     if made.is_err() {
@@ -92,39 +88,55 @@ fn make_room(inner: &Inner, bytes: u64, pushes: bool) -> Result<()> {
     Ok(())
 }
 
-fn fill(inner: &Inner, stop: &Stop, ino: Ino, to: &mut MmapMut) -> Result<()> {
-    let (mut at, size) = (0, to.len() as u64);
+fn fill(inner: &Inner, stop: &Stop, (ino, size, dense): (Ino, u64, bool), to: &File) -> Result<()> {
     let mut tries = 0;
-    while at < size {
-        let map = read::extents(&*inner.db, ino, at, WINDOW.min(size - at))?;
-        for extent in &map.extents {
-            if !stop.sleep(STEP) {
-                return Err(Error::new(Kind::Interrupted, "copy: the node ends"));
+    for start in (0..size).step_by(WINDOW as usize) {
+        let end = size.min(start + WINDOW);
+        let mut map =
+            inplace::map(to, start, (end - start) as usize).map_err(|e| Error::io("copy: map", &e))?;
+        if map.advise(if dense { Advice::HugePage } else { Advice::NoHugePage }).is_err()
+            && dense
+            && start == 0
+        {
+            kos_types::log!("fabricd: this kernel has no huge pages: copies are read slower");
+        }
+        let mut at = start;
+        while at < end {
+            let extents = read::extents(&*inner.db, ino, at, end - at)?.extents;
+            if extents.is_empty() {
+                return Err(Error::new(Kind::Stale, "copy: the file is shorter now"));
             }
-            if !inner.copies.is_making(ino) {
-                return Err(Error::new(Kind::Stale, "copy: the file is not sealed any more"));
-            }
-            match fill_extent(inner, extent, to) {
-                // Compaction has put its bytes elsewhere.
-                Err(e) if e.kind() == Kind::NotFound && tries < TRIES_MAX => {
-                    tries += 1;
-                    break;
+            for extent in &extents {
+                if !stop.sleep(STEP) {
+                    return Err(Error::new(Kind::Interrupted, "copy: the node ends"));
                 }
-                other => other?,
+                if !inner.copies.is_making(ino) {
+                    return Err(Error::new(Kind::Stale, "copy: the file is not sealed any more"));
+                }
+                match fill_extent(inner, extent, &mut map, start) {
+                    // Compaction has put its bytes elsewhere.
+                    Err(e) if e.kind() == Kind::NotFound && tries < TRIES_MAX => {
+                        tries += 1;
+                        break;
+                    }
+                    other => other?,
+                }
+                at = extent.off + extent.len;
             }
-            at = extent.off + extent.len;
         }
     }
     Ok(())
 }
 
-fn fill_extent(inner: &Inner, extent: &Extent, to: &mut MmapMut) -> Result<()> {
+/// The mapping begins at byte `start` of the file.
+fn fill_extent(inner: &Inner, extent: &Extent, to: &mut MmapMut, start: u64) -> Result<()> {
     if extent.source == Source::Hole {
         return Ok(());
     }
-    let range = extent.off as usize..(extent.off + extent.len) as usize;
+    let off = (extent.off - start) as usize;
+    let range = off..off + extent.len as usize;
     // A store into a page that there is no memory for would be a signal, and this an error.
-    let first = range.start / BLOCK_BYTES * BLOCK_BYTES;
+    let first = off / BLOCK_BYTES * BLOCK_BYTES;
     to.advise_range(Advice::PopulateWrite, first, range.end - first)
         .map_err(|e| Error::new(Kind::NoSpace, format!("copy: {e}")))?;
     match &extent.source {

@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
-use memmap2::MmapMut;
+use memmap2::{MmapMut, MmapOptions};
 
 /// Whether anybody has this file open, be it through a mapping or through a mount that passes it on. In
 /// doubt somebody has.
@@ -17,12 +17,12 @@ pub(crate) fn is_open_elsewhere(path: &Path) -> bool {
     unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, libc::F_WRLCK) != 0 }
 }
 
-/// A file's bytes, to be filled where they will be read.
+/// Bytes of a file, to be filled where they will be read.
 ///
 /// # Errors
 /// The kernel's.
-pub(crate) fn map(file: &File) -> io::Result<MmapMut> {
+pub(crate) fn map(file: &File, off: u64, len: usize) -> io::Result<MmapMut> {
     // SAFETY: the file is in a directory of root's alone; nobody else has it open before it is filled, and
     // nothing makes it shorter.
-    unsafe { MmapMut::map_mut(file) }
+    unsafe { MmapOptions::new().offset(off).len(len).map_mut(file) }
 }
