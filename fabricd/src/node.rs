@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
@@ -72,7 +72,7 @@ pub(crate) struct Inner {
     pub(crate) bell: Bell,
     pub(crate) events: Arc<Events>,
     /// The tables refused the last change, or may have.
-    doubt: AtomicBool,
+    doubt: Mutex<bool>,
     /// Held by whoever collects garbage or drops old versions.
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
@@ -163,7 +163,7 @@ impl Node {
             counters,
             bell: Bell::default(),
             events,
-            doubt: AtomicBool::new(false),
+            doubt: Mutex::default(),
             collecting: Mutex::default(),
             rooms: Rooms::default(),
             policies: Policies::default(),
@@ -314,7 +314,7 @@ impl Inner {
             self.db.write(db::join(applied.changes, index)).inspect_err(|_| {
                 // What failed may be there or not.
                 self.policies.forget();
-                self.doubt.store(true, Ordering::Relaxed);
+                *self.doubt() = true;
             })?;
             self.policies.applied(&command.op, &applied.reply);
         }
@@ -339,10 +339,17 @@ impl Inner {
 
     /// After a refused change, an error until the tables take one: an empty one tells.
     fn take_changes_again(&self) -> Result<()> {
-        if self.doubt.swap(false, Ordering::Relaxed) {
-            self.db.write([]).inspect_err(|_| self.doubt.store(true, Ordering::Relaxed))?;
+        // Held to the end: who comes meanwhile waits for the answer, and does not take it for good.
+        let mut doubt = self.doubt();
+        if *doubt {
+            self.db.write([])?;
+            *doubt = false;
         }
         Ok(())
+    }
+
+    fn doubt(&self) -> MutexGuard<'_, bool> {
+        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn open_batch(&self) -> Result<u64> {
@@ -382,9 +389,7 @@ impl Inner {
             Ok(_) => self.stripes.settled(&settled),
             // The tables may hold it or not, and a restart may show it: then its bytes must be
             // there. What they do not hold, the next start gives back.
-            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {
-                self.doubt.store(true, Ordering::Relaxed)
-            }
+            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => *self.doubt() = true,
             Err(_) => self.stripes.drop_settled(&settled),
         }
         reply

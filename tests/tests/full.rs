@@ -3,6 +3,9 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, is_mounted, wait_for};
 
@@ -21,6 +24,13 @@ fn contents(number: u64) -> Vec<u8> {
 
 fn health(daemon: &Daemon) -> String {
     fs::read_to_string(daemon.mount().join("sys/health")).expect("health")
+}
+
+/// What is on the state's disk.
+fn sizes(daemon: &Daemon) -> String {
+    let du = Command::new("du").args(["-a", "--apparent-size", "-k"]).arg(daemon.state()).output();
+    let metrics = fs::read_to_string(daemon.mount().join("sys/metrics")).expect("metrics");
+    format!("{}\n{metrics}", String::from_utf8_lossy(&du.expect("du").stdout))
 }
 
 /// Fill the state's disk from outside, to the last block.
@@ -61,7 +71,16 @@ fn a_disk_filled_by_others_stops_nothing_for_ever() {
     assert!(fs::read(&kept).expect("reads need none") == contents(1));
 
     fs::remove_file(foreign).expect("remove");
-    wait_for("room", || file.sync_all().is_ok());
+    // What is in the way is said by whoever it stays in the way of.
+    let mut refused = Vec::new();
+    let in_time = (0..6000).any(|_| {
+        let synced = file.sync_all();
+        thread::sleep(Duration::from_millis(10));
+        refused.extend(synced.as_ref().err().map(ToString::to_string));
+        refused.dedup();
+        synced.is_ok()
+    });
+    assert!(in_time, "{refused:?}\n{}", sizes(&daemon));
     wait_for("metadata", || set(0).is_ok());
     wait_for("health", || health(&daemon) == "ok\n");
     put(&daemon.mem().join("new"), b"x").expect("room");
