@@ -1,8 +1,8 @@
 //! Who uses one fabric: the mount of this process and those behind the socket. It holds what dies
-//! with them: which files they have open, and what must not wait in a buffer because others look.
+//! with them: which files they have open, their locks and their leases.
 //!
-//! Until there are leases, several mounts are kept right by the plainest rule: while there is a
-//! second one, nobody buffers (docs/adr/0060).
+//! While the mount of this process is alone it needs no leases. Whoever joins waits until that has given back
+//! what it has without them (docs/adr/0072).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -12,15 +12,21 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kos_core::policy;
-use kos_rpc::{Claim, Numbered};
+use kos_lease::{Holder, Keeper, Log};
+use kos_rpc::{Claim, LeaseOutbox, Numbered};
+use kos_types::lease::{Cache, Epoch, ToLeader};
 use kos_types::{
     Access, Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, JobOp, Kind, LockAnswer, Op,
     Origin, Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId,
 };
 
+use kos_core::lease::Limits;
+
 use crate::Node;
 use crate::locks::Locks;
 
+/// For all mounts to write out what they have buffered: more than any may take to answer a recall.
+const PATIENCE: Duration = Duration::from_secs(30);
 /// Mounts behind the socket at once.
 const SESSIONS_MAX: usize = 16;
 /// A logged session waits so long for a client whose connections have gone, or that has not come
@@ -45,8 +51,6 @@ pub struct Local {
     /// Write out what is buffered, and return when nothing older is answered from memory.
     /// [`Fabric::shared`] holds already.
     pub settle: Box<dyn Fn() -> Result<()> + Send + Sync>,
-    /// Somebody else has changed the bytes of this inode.
-    pub changed: Box<dyn Fn(Ino) + Send + Sync>,
 }
 
 impl fmt::Debug for Local {
@@ -95,8 +99,11 @@ struct Logged {
 /// The sessions of one fabric.
 pub struct Hub {
     node: Arc<Node>,
-    table: Mutex<Table>,
+    table: Arc<Mutex<Table>>,
     others: AtomicUsize,
+    keeper: Arc<Keeper>,
+    /// Leases are needed: others are there, or may come back with theirs.
+    shared: AtomicBool,
     /// One joins at a time: the first one changes what all do.
     joining: Mutex<()>,
     local: Mutex<Option<Arc<Local>>>,
@@ -116,6 +123,8 @@ pub struct Session {
     /// As whom it proposes; the mount in this process as the node itself.
     origin: Origin,
     leaving: AtomicBool,
+    /// What was set aside for what another process has buffered.
+    reserved: Mutex<HashMap<Ino, u64>>,
 }
 
 impl fmt::Debug for Session {
@@ -135,12 +144,21 @@ impl Hub {
     /// `Io`.
     pub fn new(node: Arc<Node>) -> Result<Arc<Self>> {
         let until = Instant::now() + KEPT;
-        let logged = node.sessions()?.into_iter();
-        let logged = logged.map(|(id, ended)| (id, Logged { users: 0, until, ended })).collect();
+        let logged = node.sessions()?;
+        let living = logged.iter().filter(|(.., ended)| !ended);
+        let living: Vec<_> = living.map(|&(id, epoch, _)| (id, Epoch(epoch))).collect();
+        let shared = AtomicBool::new(!living.is_empty());
+        let logged = logged.into_iter();
+        let logged = logged.map(|(id, _, ended)| (id, Logged { users: 0, until, ended })).collect();
+        let table = Arc::new(Mutex::new(Table { logged, ..Table::default() }));
+        let log = Arc::new(Chronicle { node: Arc::clone(&node), table: Arc::clone(&table) });
+        let keeper = Keeper::start(node.term(), Limits::DEFAULT, living, log)?;
         Ok(Arc::new(Self {
             node,
-            table: Mutex::new(Table { logged, ..Table::default() }),
+            table,
             others: AtomicUsize::new(0),
+            keeper: Arc::new(keeper),
+            shared,
             joining: Mutex::default(),
             local: Mutex::default(),
             locks: Locks::default(),
@@ -155,7 +173,32 @@ impl Hub {
             number: self.number(),
             origin: Origin::default(),
             leaving: AtomicBool::new(false),
+            reserved: Mutex::default(),
         })
+    }
+
+    /// Leases for that mount.
+    ///
+    /// # Errors
+    /// `Io`.
+    pub fn lease(&self, cache: Arc<dyn Cache>) -> Result<Arc<Holder>> {
+        kos_lease::reside(&self.keeper, self.node.term(), cache)
+    }
+
+    /// Have all mounts commit what they have buffered.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub fn flush_all(&self) -> Result<()> {
+        if self.shared.load(Ordering::SeqCst) { self.keeper.recall_all(false, PATIENCE) } else { Ok(()) }
+    }
+
+    /// Have the others give back all they hold; from now on they get nothing.
+    ///
+    /// # Errors
+    /// `TimedOut`.
+    pub fn retire(&self) -> Result<()> {
+        self.keeper.recall_all(true, PATIENCE)
     }
 
     /// What that mount does when others come; without one there is nothing to do.
@@ -176,29 +219,33 @@ impl Hub {
                 format!("all {SESSIONS_MAX} mounts of the socket are in use"),
             ));
         }
-        // From here on a new buffer is written out by its own writer.
-        let others = self.others.fetch_add(1, Ordering::SeqCst);
+        // From here on requests ask for leases; what is held without goes first.
         let local = lock(&self.local).clone();
-        if others == 0
+        if !self.shared.swap(true, Ordering::SeqCst)
             && let Some(local) = local
             && let Err(e) = (local.settle)()
         {
-            self.others.fetch_sub(1, Ordering::SeqCst);
+            // Nobody has joined: what has a lease by now is right without one too.
+            self.shared.store(false, Ordering::SeqCst);
             return Err(e);
         }
         let known =
             claim.filter(|claim| lock(&self.table).logged.get(&claim.session).is_some_and(|l| !l.ended));
-        let claim = known.map_or_else(|| self.new_session(), Ok);
-        let Claim { session, epoch } = claim.inspect_err(|_| {
-            self.others.fetch_sub(1, Ordering::SeqCst);
-        })?;
+        let Claim { session, epoch } = known.map_or_else(|| self.new_session(), Ok)?;
+        self.others.fetch_add(1, Ordering::SeqCst);
         let number = self.number();
         let mut table = lock(&self.table);
         table.others.insert(number, who);
         let new = || Logged { users: 0, until: Instant::now(), ended: false };
         table.logged.entry(session).or_insert_with(new).users += 1;
         let origin = Origin { session, epoch, ..Origin::default() };
-        Ok(Arc::new(Session { hub: Arc::clone(self), number, origin, leaving: AtomicBool::new(false) }))
+        Ok(Arc::new(Session {
+            hub: Arc::clone(self),
+            number,
+            origin,
+            leaving: AtomicBool::new(false),
+            reserved: Mutex::default(),
+        }))
     }
 
     /// End and forget the sessions whose clients have left, or have been away for [`KEPT`] at `now`.
@@ -221,15 +268,22 @@ impl Hub {
                 self.node.propose(Op::EndSession { session })?;
                 lock(&self.table).logged.entry(session).and_modify(|logged| logged.ended = true);
             }
+            self.keeper.closed(session);
             self.node.propose(Op::ForgetSession { session })?;
             lock(&self.table).logged.remove(&session);
+        }
+        if self.others.load(Ordering::SeqCst) == 0 && !self.keeper.has_others() {
+            self.shared.store(false, Ordering::SeqCst);
         }
         Ok(())
     }
 
     fn new_session(&self) -> Result<Claim> {
         match self.node.propose(Op::OpenSession)? {
-            Reply::Session(session, epoch) => Ok(Claim { session, epoch }),
+            Reply::Session(session, epoch) => {
+                self.keeper.opened(session, Epoch(epoch));
+                Ok(Claim { session, epoch })
+            }
             other => Err(Error::new(Kind::Io, format!("open session: {other:?}"))),
         }
     }
@@ -305,6 +359,9 @@ impl Drop for Session {
             own.map(|(&ino, _)| ino).collect()
         };
         self.hub.locks.end(self.number);
+        for (ino, bytes) in lock(&self.reserved).drain() {
+            self.hub.node.release(ino, bytes);
+        }
         for ino in held {
             self.hub.close(self.number, ino, None);
         }
@@ -336,15 +393,37 @@ const fn is_internal(op: &Op) -> bool {
     )
 }
 
-/// The inode whose bytes a change replaces.
-const fn rewritten(op: &Op) -> Option<Ino> {
-    match op {
-        Op::SetAttr { ino, .. }
-        | Op::Commit { ino, .. }
-        | Op::Append { ino, .. }
-        | Op::Punch { ino, .. }
-        | Op::Clone { to: ino, .. } => Some(*ino),
-        _ => None,
+/// What of leases must survive the daemon.
+struct Chronicle {
+    node: Arc<Node>,
+    table: Arc<Mutex<Table>>,
+}
+
+impl Log for Chronicle {
+    fn fence(&self, session: SessionId) -> Result<Epoch> {
+        match self.node.propose(Op::FenceSession { session }) {
+            Ok(Reply::Session(_, epoch)) => {
+                let what = format!(
+                    "a mount's session {} did not answer: it loses what it has not written",
+                    session.0
+                );
+                self.node.events().add("fenced", &what);
+                Ok(Epoch(epoch))
+            }
+            // It ended meanwhile.
+            Err(e) if e.kind() == Kind::NotFound => Ok(Epoch(u64::MAX)),
+            other => Err(Error::new(Kind::Io, format!("fence a session: {other:?}"))),
+        }
+    }
+
+    fn close(&self, session: SessionId) -> Result<()> {
+        match self.node.propose(Op::EndSession { session }) {
+            Err(e) if e.kind() != Kind::NotFound => return Err(e),
+            _ => {}
+        }
+        // Forgotten when its client's connections are gone.
+        lock(&self.table).logged.entry(session).and_modify(|logged| logged.ended = true);
+        Ok(())
     }
 }
 
@@ -378,6 +457,18 @@ impl Numbered for Session {
         self.leaving.store(true, Ordering::Relaxed);
     }
 
+    fn term(&self) -> u64 {
+        self.hub.node.term()
+    }
+
+    fn lease_begin(&self, outbox: LeaseOutbox) {
+        self.hub.keeper.connected(self.origin.session, outbox);
+    }
+
+    fn lease_message(&self, epoch: Epoch, message: ToLeader) {
+        self.hub.keeper.receive(self.origin.session, epoch, message);
+    }
+
     fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply> {
         if let Op::Reap { ino } = op {
             return self.hub.reap(ino);
@@ -385,21 +476,16 @@ impl Numbered for Session {
         if self.is_remote() && is_internal(&op) {
             return Err(Error::new(Kind::NotPermitted, "propose: a change that only the node makes"));
         }
-        let rewritten = rewritten(&op).filter(|_| self.is_remote());
+        if matches!(op, Op::TakeSnapshot { .. }) {
+            // It holds what programs have written, also what they did not flush.
+            self.hub.flush_all()?;
+        }
         let seals = seals(&op);
         let propose = || self.hub.node.propose_as(Origin { seq, answered, ..self.origin }, op);
-        let reply = match seals {
-            Some((ino, seals)) => self.hub.seal(ino, seals, propose)?,
-            None => propose()?,
-        };
-        if let Some(ino) = rewritten {
-            let local = lock(&self.hub.local).clone();
-            if let Some(local) = local {
-                // Before the answer: whoever hears of the change from its maker sees it.
-                (local.changed)(ino);
-            }
+        match seals {
+            Some((ino, seals)) => self.hub.seal(ino, seals, propose),
+            None => propose(),
         }
-        Ok(reply)
     }
 }
 
@@ -461,10 +547,25 @@ impl Fabric for Session {
     }
 
     fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
-        self.hub.node.reserve(ino, bytes, grows)
+        self.hub.node.reserve(ino, bytes, grows)?;
+        if self.is_remote() {
+            *lock(&self.reserved).entry(ino).or_default() += bytes;
+        }
+        Ok(())
     }
 
     fn release(&self, ino: Ino, bytes: u64) {
+        if !self.is_remote() {
+            return self.hub.node.release(ino, bytes);
+        }
+        // Of an earlier daemon's time nothing is set aside.
+        let mut reserved = lock(&self.reserved);
+        let Some(own) = reserved.get_mut(&ino) else { return };
+        let bytes = bytes.min(*own);
+        *own -= bytes;
+        if *own == 0 {
+            reserved.remove(&ino);
+        }
         self.hub.node.release(ino, bytes);
     }
 
@@ -540,6 +641,6 @@ impl Fabric for Session {
     }
 
     fn shared(&self) -> bool {
-        self.hub.others.load(Ordering::SeqCst) > 0
+        self.hub.shared.load(Ordering::SeqCst)
     }
 }

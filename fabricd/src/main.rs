@@ -36,6 +36,8 @@ const RUN: &str = "run.json";
 /// Open files: RocksDB's tables and the segments read, of disk and memory, have bounds that leave
 /// room below it. A shard that cannot be opened would be taken for a damaged one.
 const FILES_MIN: u64 = 1024;
+/// For threads that are on their way out.
+const LET_GO: Duration = Duration::from_secs(10);
 /// Requests served at once.
 const THREADS_MAX: usize = 8;
 
@@ -135,7 +137,8 @@ fn run(args: &Args) -> Result<()> {
         mount: args.mount.to_string_lossy().into_owned(),
         source,
     });
-    let mounted = kos_fuse::mount(hub.embed(), &options, view.control(), move || {
+    let lease = |cache| Ok(Some(hub.lease(cache)? as _));
+    let mounted = kos_fuse::mount(hub.embed(), &options, view.control(), lease, move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
     })?;
@@ -165,8 +168,11 @@ fn run(args: &Args) -> Result<()> {
     // Before the mount goes: jobs stand in it.
     ending.waits_for("the jobs");
     drop(runner);
-    // First, so that nothing comes in any more that would have to be flushed.
+    // What others have buffered comes in, then nothing more that would have to be flushed.
     ending.waits_for("requests of other mounts");
+    if let Err(e) = hub.retire() {
+        node.events().add("lost", &format!("other mounts may lose what they have not written: {e}"));
+    }
     let stopped = server.map_or(Ok(()), Server::stop);
     let served = served.and_then(|end| stopped.map(|()| end));
     hub.set_local(None);
@@ -182,10 +188,7 @@ fn run(args: &Args) -> Result<()> {
         events.add("lost", &format!("what was written and not fsynced may be lost: {e}"));
     }
     ending.waits_for("background work, the log's sync and memory's move to disk");
-    let closed = match Arc::into_inner(node) {
-        Some(node) => node.close(),
-        None => Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
-    };
+    let closed = alone(node).and_then(Node::close);
     drop(ending);
     served?;
     unmounted?;
@@ -194,6 +197,19 @@ fn run(args: &Args) -> Result<()> {
     std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
     events.add("stop", &format!("{} is unmounted, all data is on disk", args.mount.display()));
     Ok(())
+}
+
+/// The node, once the last thread of the mount has let go of it.
+fn alone(mut node: Arc<Node>) -> Result<Node> {
+    let until = Instant::now() + LET_GO;
+    loop {
+        node = match Arc::try_unwrap(node) {
+            Ok(node) => return Ok(node),
+            Err(node) if Instant::now() < until => node,
+            Err(_) => return Err(Error::new(Kind::Busy, "close: the mount still uses the node")),
+        };
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// As many open files as the machine lets this process have.
@@ -211,8 +227,8 @@ fn raise_files() -> Result<()> {
 
 /// What the mount of this process does when there are others.
 fn local(mounted: &Mounted) -> Local {
-    let (recall, changes) = (mounted.recall(), mounted.recall());
-    Local { settle: Box::new(move || recall.settle()), changed: Box::new(move |ino| changes.changed(ino)) }
+    let recall = mounted.recall();
+    Local { settle: Box::new(move || recall.settle()) }
 }
 
 /// Tell of the mount until something ends it.

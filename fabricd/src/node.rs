@@ -83,6 +83,8 @@ pub(crate) struct Inner {
     committer: Mutex<()>,
     sync: Group,
     ids: Ids,
+    /// Of this start: no other has the same.
+    term: u64,
     /// Old versions may be held by no snapshot.
     pub(crate) prune: AtomicBool,
     /// Somebody asked for a pass of compaction.
@@ -170,12 +172,14 @@ impl Node {
             committer: Mutex::default(),
             sync: Group::default(),
             ids: Ids::new(0),
+            term: 0,
             // The last end may have interrupted it.
             prune: AtomicBool::new(true),
             compact: AtomicBool::new(false),
             scrub: AtomicBool::new(false),
         };
-        let inner = Arc::new(Inner { ids: Ids::new(inner.open_batch()?), ..inner });
+        let batch = inner.open_batch()?;
+        let inner = Arc::new(Inner { ids: Ids::new(batch), term: batch, ..inner });
         for ino in read::orphans(&*inner.db)? {
             inner.propose(Op::Reap { ino })?;
         }
@@ -413,11 +417,17 @@ impl Node {
         self.inner.commit(origin, op)
     }
 
-    /// Logged sessions, and whether each has ended.
+    /// The number of this start, higher than all before.
+    #[must_use]
+    pub fn term(&self) -> u64 {
+        self.inner.term
+    }
+
+    /// Logged sessions, the epoch of each, and whether it has ended.
     ///
     /// # Errors
     /// `Io`.
-    pub fn sessions(&self) -> Result<Vec<(SessionId, bool)>> {
+    pub fn sessions(&self) -> Result<Vec<(SessionId, u64, bool)>> {
         read::sessions(&*self.inner.db)
     }
 

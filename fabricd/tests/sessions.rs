@@ -43,7 +43,11 @@ fn a_session_is_kept_for_its_client_and_then_forgotten() {
     let made = session.propose_numbered(1, 0, mkdir("a")).expect("made");
     let Reply::Attr(_) = made else { panic!("{made:?}") };
     hub.expire(Instant::now() + 2 * KEPT).expect("expire");
-    assert_eq!(first.sessions().expect("sessions"), [(claim.session, false)], "its client is there");
+    assert_eq!(
+        first.sessions().expect("sessions"),
+        [(claim.session, claim.epoch, false)],
+        "its client is there"
+    );
     drop(session);
     hub.expire(Instant::now()).expect("expire");
     let session = join(&hub, Some(claim));
@@ -88,7 +92,7 @@ fn more_than_are_kept_end_early() {
     let hub = Hub::new(Arc::clone(&node)).expect("hub");
     let claims: Vec<_> = (0..260).map(|_| join(&hub, None).claim()).collect();
     hub.expire(Instant::now()).expect("expire");
-    let left: Vec<_> = node.sessions().expect("sessions").into_iter().map(|(id, _)| id).collect();
+    let left: Vec<_> = node.sessions().expect("sessions").into_iter().map(|(id, ..)| id).collect();
     assert_eq!(left, claims[4..].iter().map(|claim| claim.session).collect::<Vec<_>>());
 }
 

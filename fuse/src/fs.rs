@@ -14,6 +14,7 @@ use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
+use crate::leases::Held;
 use crate::locks::Locks;
 use crate::seal::{Backing, Register, SEAL};
 
@@ -40,6 +41,8 @@ enum Handle {
         writes: bool,
         /// Flush errors it has reported or was opened after.
         errors_seen: u64,
+        /// As open(2) was called.
+        flags: i32,
     },
     /// Of a control file or a job's: its contents when it was opened, unless they grow.
     Control(Option<Arc<[u8]>>),
@@ -78,6 +81,7 @@ pub(crate) struct Fs<F> {
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
     known: Known,
+    pub(crate) held: Held,
     pub(crate) locks: Arc<Locks>,
     /// No file's bytes stay in the page cache.
     pub(crate) direct: bool,
@@ -131,6 +135,7 @@ impl<F: Fabric> Fs<F> {
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             known: Known::default(),
+            held: Held::default(),
             locks: Arc::default(),
             direct: false,
             streams: AtomicBool::new(false),
@@ -275,6 +280,11 @@ impl<F: Fabric> Fs<F> {
         if !control::owns(ino) {
             self.known.told(ino);
         }
+    }
+
+    /// Inodes whose pages the kernel may have, also of files that are closed.
+    pub(crate) fn cached(&self) -> Vec<Ino> {
+        self.known.all()
     }
 
     /// The kernel forgot so many of the answers that named an inode.
@@ -431,7 +441,8 @@ impl<F: Fabric> Fs<F> {
         let lend = || self.lend(&attr, register);
         let (node, way, backing) = self.files.open(ino, (access, cacheable), lend);
         let writes = access != Access::Read;
-        let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors() });
+        self.held.opened(ino, flags);
+        let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors(), flags });
         self.job_opened(ino, handle, flags);
         let ordinary = if way == Way::Cached { Caching::Keep } else { Caching::Direct };
         Ok((handle, backing.map_or(ordinary, Caching::InPlace)))
@@ -445,7 +456,8 @@ impl<F: Fabric> Fs<F> {
 
     pub(crate) fn release(&self, handle: u64) {
         let gone = lock(&self.handles).remove(&handle);
-        if let Some(Handle::File { ino, way, writes, .. }) = gone {
+        if let Some(Handle::File { ino, way, writes, flags, .. }) = gone {
+            self.held.released(ino, flags);
             self.job_released(ino, handle);
             if writes {
                 self.writer_closed(ino, way);

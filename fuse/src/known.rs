@@ -60,6 +60,11 @@ impl Known {
         }
     }
 
+    /// All that the kernel knows.
+    pub(crate) fn all(&self) -> Vec<Ino> {
+        self.shards.iter().flat_map(|shard| lock(shard).keys().copied().collect::<Vec<_>>()).collect()
+    }
+
     /// The kernel forgot all of them with its mount. Those to be dropped.
     pub(crate) fn end(&self) -> Vec<Ino> {
         let all = self.shards.iter().flat_map(|shard| std::mem::take(&mut *lock(shard)));

@@ -8,6 +8,7 @@ mod file;
 mod fs;
 mod jobs;
 mod known;
+mod leases;
 mod locks;
 mod mount;
 mod seal;

@@ -12,6 +12,7 @@ use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
 
+use kos_types::lease::{Cache, Leases};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
 use rustix::fs::{Mode, OFlags, major, minor};
 pub use rustix::mount::MountFlags;
@@ -23,6 +24,7 @@ use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
+use crate::leases::{Returns, Watch};
 use crate::locks;
 use crate::session::{Caches, Fuser, Session, raise_pages};
 
@@ -63,16 +65,19 @@ pub struct Mounted {
     /// The connection's number.
     connection: u32,
     flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
+    /// Throw all pages out, once nothing runs that began without a lease.
+    drop_pages: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Fetch what mappings hold of open files.
     write_back: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Drop what only the mount's users held.
     end: Box<dyn Fn() + Send + Sync>,
-    caches: Arc<dyn Caches>,
     /// Disconnected when the session has ended and holds the fabric no more.
     ended: Receiver<()>,
     _flusher: Flusher,
     _answerer: Answerer,
     _lock_answerer: locks::Answerer,
+    _watch: Option<Watch>,
+    _leases: Option<Arc<dyn Leases>>,
 }
 
 impl fmt::Debug for Mounted {
@@ -82,7 +87,8 @@ impl fmt::Debug for Mounted {
 }
 
 /// Mount `fabric`, with `control` beside the regions' tree. The mount answers when this returns; `ended` is called when it is gone, whoever
-/// unmounted it.
+/// unmounted it. `lease` is given what the mount keeps in memory, and gives its leases; a fabric that is never
+/// [`Fabric::shared`] needs none.
 ///
 /// # Errors
 /// `Io` when the kernel refuses: no /dev/fuse, no privilege, no directory.
@@ -90,6 +96,7 @@ pub fn mount<F: Fabric + 'static>(
     fabric: Arc<F>,
     options: &MountOptions,
     control: Vec<ControlFile>,
+    lease: impl FnOnce(Arc<dyn Cache>) -> Result<Option<Arc<dyn Leases>>>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
@@ -110,6 +117,15 @@ pub fn mount<F: Fabric + 'static>(
     })?;
 
     let caches: Arc<dyn Caches> = session.caches().into();
+    let returns = Returns { fs: Arc::clone(&fs), kernel: Arc::clone(&caches) };
+    let leases = lease(Arc::new(returns)).inspect_err(|_| {
+        let _ = unmount(&options.dir, UnmountFlags::DETACH);
+    })?;
+    let mut watch = None;
+    if let Some(leases) = &leases {
+        fs.held.begin(leases);
+        watch = Some(Watch::start(&fs, Arc::clone(leases))?);
+    }
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.serve() {
@@ -138,12 +154,17 @@ pub fn mount<F: Fabric + 'static>(
             let fs = Arc::clone(&fs);
             move || fs.end()
         }),
+        drop_pages: Arc::new({
+            let (fs, caches) = (Arc::clone(&fs), Arc::clone(&caches));
+            move || fs.drain().and_then(|()| write_back(&*caches, &fs.cached()))
+        }),
         flush: Arc::new(move || fs.flush_all()),
-        caches,
         ended: session_ended,
         _flusher: flusher,
         _answerer: answerer,
         _lock_answerer: lock_answerer,
+        _watch: watch,
+        _leases: leases,
     })
 }
 
@@ -189,12 +210,10 @@ fn raise_readahead(dev: u64) -> io::Result<()> {
     fs::write(path, READAHEAD_KIB.to_string())
 }
 
-/// Takes back what a mount holds in memory, for others to change.
-#[derive(Clone)]
+/// Takes back what a mount holds in memory without leases.
 pub struct Recall {
+    drop_pages: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     flush: Arc<dyn Fn() -> Result<()> + Send + Sync>,
-    write_back: Arc<dyn Fn() -> Result<()> + Send + Sync>,
-    caches: Arc<dyn Caches>,
 }
 
 impl fmt::Debug for Recall {
@@ -210,18 +229,10 @@ impl Recall {
     /// # Errors
     /// As [`Mounted::flush_all`].
     pub fn settle(&self) -> Result<()> {
-        (self.write_back)()?;
+        (self.drop_pages)()?;
         (self.flush)()?;
         thread::sleep(TTL + SETTLE_MARGIN);
         Ok(())
-    }
-
-    /// The bytes of this inode are others now. Never called from a thread of the session: pages
-    /// that programs changed through mappings are written to the session before this returns.
-    pub fn changed(&self, ino: Ino) {
-        if let Err(e) = self.caches.drop_pages(ino) {
-            kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
-        }
     }
 }
 
@@ -229,8 +240,7 @@ impl Mounted {
     /// What others need to share the fabric with this mount.
     #[must_use]
     pub fn recall(&self) -> Recall {
-        let (flush, write_back) = (Arc::clone(&self.flush), Arc::clone(&self.write_back));
-        Recall { flush, write_back, caches: Arc::clone(&self.caches) }
+        Recall { drop_pages: Arc::clone(&self.drop_pages), flush: Arc::clone(&self.flush) }
     }
 
     /// Everything written so far is committed and on stable storage.

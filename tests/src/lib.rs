@@ -289,6 +289,8 @@ impl Drop for Daemon {
         }
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());
+            let others = fs::read_to_string(self.state().join("log/mount.log")).unwrap_or_default();
+            eprintln!("of other mounts:\n{others}");
         }
         for dir in [self.mount(), self.ram(), self.state()] {
             if is_mounted(&dir) {

@@ -300,7 +300,7 @@ pub fn orphans<T: Tables>(tables: &T) -> Result<Vec<Ino>> {
 ///
 /// # Errors
 /// `Io`.
-pub fn sessions<T: Tables>(tables: &T) -> Result<Vec<(SessionId, bool)>> {
+pub fn sessions<T: Tables>(tables: &T) -> Result<Vec<(SessionId, u64, bool)>> {
     let mut out = Vec::new();
     let mut from = keys::session(SessionId(0));
     loop {
@@ -309,7 +309,8 @@ pub fn sessions<T: Tables>(tables: &T) -> Result<Vec<(SessionId, bool)>> {
         from = last.clone();
         from.push(0);
         for (key, value) in &found {
-            out.push((SessionId(keys::field(key, 1)), Session::decode(value)?.ended));
+            let session = Session::decode(value)?;
+            out.push((SessionId(keys::field(key, 1)), session.epoch, session.ended));
         }
     }
 }

@@ -9,9 +9,9 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kos_core::lease::{
-    Client, Commit, Epoch, FileId, GrantId, Input, Lane, Limits, Output, RequestId, Span, ToClient, ToLeader,
-    Want,
+use kos_core::lease::{Client, Commit, Input, Limits, Output};
+use kos_types::lease::{
+    Cache, Epoch, GrantId, Held, Lane, Leases, Mode, RequestId, Run, Span, ToClient, ToLeader, Want,
 };
 use kos_types::{Error, Ino, Kind, Result, SessionId};
 
@@ -23,20 +23,6 @@ const RUNNERS: usize = 4;
 const RETURNERS: usize = 4;
 /// Between tries to open a session.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// What a mount keeps in memory. [`kos_core::lease::TREE`] stands for every inode.
-pub trait Cache: Send + Sync + 'static {
-    /// Commit what is buffered here; what cannot be is discarded, and its files told.
-    fn flush(&self, ino: Ino, lane: Lane, span: Span);
-
-    /// Take this out of every cache, the kernel's too. What was buffered after the flush is under another
-    /// lease and stays.
-    fn invalidate(&self, ino: Ino, lane: Lane, span: Span);
-
-    /// Discard everything buffered, refusing write-backs, and empty every cache. Answers the inodes that
-    /// lost changes.
-    fn abandon(&self) -> Vec<Ino>;
-}
 
 /// A session as it was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,12 +47,9 @@ pub trait Link: Send + Sync + 'static {
     fn open(&self) -> Result<Opened>;
 }
 
-/// A request's work: with its leases, or why it has none.
-pub type Run = Box<dyn FnOnce(Result<Held>) + Send>;
-
 enum Job {
     Flush(GrantId, Ino, Lane, Span),
-    Invalidate(GrantId, Ino, Lane, Span),
+    Invalidate(GrantId, Ino, Lane, Span, Mode),
     Abandon,
     Open,
 }
@@ -75,7 +58,7 @@ struct State {
     client: Client,
     requests: u64,
     parked: HashMap<RequestId, Run>,
-    ready: VecDeque<(Run, std::result::Result<RequestId, Kind>)>,
+    ready: VecDeque<(Run, std::result::Result<Granted, Kind>)>,
     jobs: VecDeque<Job>,
     /// When the timer looks at the time again.
     timer_at: u64,
@@ -103,26 +86,32 @@ impl fmt::Debug for Holder {
     }
 }
 
+/// What may run.
+#[derive(Debug, Clone, Copy)]
+struct Granted {
+    request: RequestId,
+    admitted: Option<Ino>,
+}
+
 /// The leases of a request that runs; given up with it.
-pub struct Held {
+struct Use {
     shared: Arc<Shared>,
+    /// Nothing once it has ended.
     request: Option<RequestId>,
+    admitted: Option<Ino>,
 }
 
-impl fmt::Debug for Held {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Held").field("request", &self.request).finish_non_exhaustive()
+impl Held for Use {
+    fn admitted(&self) -> Option<Ino> {
+        self.admitted
     }
-}
 
-impl Held {
-    /// The request is done and the kernel has its reply. Answers whether the leases were held to the
-    /// end; if not, what it did is discarded.
-    #[must_use]
-    pub fn end(mut self) -> bool {
+    fn end(mut self: Box<Self>) -> bool {
         self.finish()
     }
+}
 
+impl Use {
     fn finish(&mut self) -> bool {
         let Some(request) = self.request.take() else { return true };
         let mut state = lock(&self.shared.state);
@@ -133,9 +122,35 @@ impl Held {
     }
 }
 
-impl Drop for Held {
+impl Drop for Use {
     fn drop(&mut self) {
         self.finish();
+    }
+}
+
+impl Leases for Holder {
+    fn when(&self, wants: &[Want], patience: Duration, run: Run) {
+        let mut state = lock(&self.shared.state);
+        state.requests += 1;
+        let request = RequestId(state.requests);
+        let at = now();
+        let deadline = at.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX));
+        let outputs = state.client.step(at, Input::Begin { request, wants: wants.to_vec(), deadline });
+        if outputs.contains(&Output::Ready { request }) {
+            self.shared.obey(&mut state, outputs);
+            drop(state);
+            return run(Ok(self.shared.held(Granted { request, admitted: None })));
+        }
+        state.parked.insert(request, run);
+        self.shared.obey(&mut state, outputs);
+    }
+
+    fn admit(&self, ino: Ino) -> usize {
+        let mut state = lock(&self.shared.state);
+        let outputs = state.client.step(now(), Input::Admit { ino });
+        let admitted = outputs.iter().filter(|output| matches!(output, Output::Admitted { .. })).count();
+        self.shared.obey(&mut state, outputs);
+        admitted
     }
 }
 
@@ -172,24 +187,6 @@ impl Holder {
         Ok(())
     }
 
-    /// Run something under leases: at once and in this thread if they are here, else later in another. It
-    /// must not wait for other leases.
-    pub fn when(&self, wants: &[Want], patience: Duration, run: impl FnOnce(Result<Held>) + Send + 'static) {
-        let mut state = lock(&self.shared.state);
-        state.requests += 1;
-        let request = RequestId(state.requests);
-        let at = now();
-        let deadline = at.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX));
-        let outputs = state.client.step(at, Input::Begin { request, wants: wants.to_vec(), deadline });
-        if outputs.contains(&Output::Ready { request }) {
-            self.shared.obey(&mut state, outputs);
-            drop(state);
-            return run(Ok(self.shared.held(request)));
-        }
-        state.parked.insert(request, Box::new(run));
-        self.shared.obey(&mut state, outputs);
-    }
-
     /// The leader said something over the present connection.
     pub fn receive(&self, epoch: Epoch, message: ToClient) {
         self.shared.step(Input::Message { epoch, message });
@@ -205,11 +202,6 @@ impl Holder {
         self.shared.step(Input::Disconnected);
     }
 
-    /// Nothing of an inode is cached, buffered or open any more.
-    pub fn forgotten(&self, ino: Ino) {
-        self.shared.step(Input::Forgotten { ino });
-    }
-
     /// The stamp of a commit; `None` when it must not be sent. It is made before the commit's bytes are
     /// taken out of the buffer: bytes of a lost session then never go out under the next one. So bytes whose
     /// commit is refused go back before they are stamped again.
@@ -218,38 +210,18 @@ impl Holder {
         lock(&self.shared.state).client.commit(now(), want)
     }
 
-    /// How long the kernel may answer by itself.
-    #[must_use]
-    pub fn ttl(&self) -> Duration {
-        let until = lock(&self.shared.state).client.valid_until().unwrap_or(0);
-        Duration::from_micros(until.saturating_sub(now()))
-    }
-
-    /// A file was opened.
-    pub fn file_opened(&self, file: FileId, ino: Ino) {
-        lock(&self.shared.state).client.file_opened(file, ino);
-    }
-
-    /// A lock was taken or given back through a file.
-    pub fn file_locked(&self, file: FileId, locked: bool) {
-        lock(&self.shared.state).client.file_locked(file, locked);
-    }
-
-    /// A file was closed. Answers whether it never heard of an error.
-    pub fn file_closed(&self, file: FileId) -> bool {
-        lock(&self.shared.state).client.file_closed(file)
-    }
-
-    /// Whether a write, fsync or close of the file must fail now.
-    #[must_use]
-    pub fn file_fails(&self, file: FileId) -> bool {
-        lock(&self.shared.state).client.file_fails(file)
+    /// Nobody leads now: no connection can be made, and a leader that comes grants nothing for the time of a
+    /// lease.
+    pub fn leaderless(&self) {
+        let at = now();
+        self.shared.step(Input::Leaderless { at });
     }
 }
 
 impl Shared {
-    fn held(self: &Arc<Self>, request: RequestId) -> Held {
-        Held { shared: Arc::clone(self), request: Some(request) }
+    fn held(self: &Arc<Self>, granted: Granted) -> Box<dyn Held> {
+        let Granted { request, admitted } = granted;
+        Box::new(Use { shared: Arc::clone(self), request: Some(request), admitted })
     }
 
     fn step(&self, input: Input) {
@@ -265,7 +237,8 @@ impl Shared {
                     self.link.send(epoch, message);
                     continue;
                 }
-                Output::Ready { request } => (request, Ok(request)),
+                Output::Ready { request } => (request, Ok(Granted { request, admitted: None })),
+                Output::Admitted { request, ino } => (request, Ok(Granted { request, admitted: Some(ino) })),
                 Output::TimedOut { request } => (request, Err(Kind::TimedOut)),
                 Output::Busy { request } => (request, Err(Kind::Busy)),
                 // Whoever ends it is told.
@@ -274,8 +247,8 @@ impl Shared {
                     self.add(state, Job::Flush(recall, ino, lane, span));
                     continue;
                 }
-                Output::Invalidate { recall, ino, lane, span } => {
-                    self.add(state, Job::Invalidate(recall, ino, lane, span));
+                Output::Invalidate { recall, ino, lane, span, mode } => {
+                    self.add(state, Job::Invalidate(recall, ino, lane, span, mode));
                     continue;
                 }
                 Output::Abandon => {
@@ -323,7 +296,7 @@ impl Shared {
             };
             drop(state);
             run(outcome
-                .map(|request| self.held(request))
+                .map(|granted| self.held(granted))
                 .map_err(|kind| Error::new(kind, "leases: not granted in time")));
             state = lock(&self.state);
         }
@@ -348,8 +321,8 @@ impl Shared {
                 self.cache.flush(ino, lane, span);
                 self.step(Input::Flushed { recall });
             }
-            Job::Invalidate(recall, ino, lane, span) => {
-                self.cache.invalidate(ino, lane, span);
+            Job::Invalidate(recall, ino, lane, span, mode) => {
+                self.cache.invalidate(ino, lane, span, mode);
                 self.step(Input::Invalidated { recall });
             }
             Job::Abandon => {
@@ -363,7 +336,7 @@ impl Shared {
                         self.step(Input::Opened { session, epoch, term, sent });
                     }
                     Err(e) => {
-                        eprintln!("kos-lease: no session: {e}; tried again");
+                        kos_types::log!("kos-lease: no session: {e}; tried again");
                         thread::sleep(PAUSE);
                         self.add(&mut lock(&self.state), Job::Open);
                     }
@@ -383,9 +356,11 @@ impl Drop for Holder {
         for wake in [&self.shared.timer, &self.shared.ready, &self.shared.jobs] {
             wake.notify_all();
         }
-        for thread in self.threads.drain(..) {
+        let own = thread::current().id();
+        // The last who had it may be one of them.
+        for thread in self.threads.drain(..).filter(|other| other.thread().id() != own) {
             if thread.join().is_err() {
-                eprintln!("kos-lease: a thread panicked");
+                kos_types::log!("kos-lease: a thread panicked");
             }
         }
         // Nobody grants them anything any more.

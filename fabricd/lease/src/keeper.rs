@@ -4,15 +4,19 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use kos_core::lease::{Action, Commit, Epoch, Event, Limits, Refusal, Table, ToClient, ToLeader};
-use kos_types::{Error, Result, SessionId};
+use kos_core::lease::{Action, Commit, Event, Limits, Refusal, Table};
+use kos_types::lease::{Epoch, ToClient, ToLeader};
+use kos_types::{Error, Kind, Result, SessionId};
 
 use crate::{lock, now, rest};
 
 /// Between tries to write to a log that fails.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// Between looks whether recalls are over.
+const LOOK: Duration = Duration::from_millis(1);
 
 /// Where a session's messages go: called in order, and never waits.
 pub type Outbox = Box<dyn FnMut(Epoch, ToClient) + Send>;
@@ -88,6 +92,39 @@ impl Keeper {
         self.shared.step(&mut lock(&self.shared.state), Event::Opened { session, epoch });
     }
 
+    /// This process has a session of its own, which ends with it.
+    pub fn resides(&self, session: SessionId, epoch: Epoch) {
+        self.shared.step(&mut lock(&self.shared.state), Event::Resides { session, epoch });
+    }
+
+    /// Whether there are sessions but that of this process, also such that may come back.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        lock(&self.shared.state).table.has_others()
+    }
+
+    /// Have everybody commit what is buffered; with `retire` have other processes give back everything, and grant
+    /// them nothing more.
+    ///
+    /// # Errors
+    /// `TimedOut` when somebody neither answers nor is fenced in time.
+    pub fn recall_all(&self, retire: bool, patience: Duration) -> Result<()> {
+        let until = Instant::now() + patience;
+        let mut state = lock(&self.shared.state);
+        self.shared.step(&mut state, Event::RecallAll { retire });
+        let (mut done, since) = state.table.recalled(None);
+        while !done {
+            if Instant::now() > until {
+                return Err(Error::new(Kind::TimedOut, "leases: somebody does not give them back"));
+            }
+            drop(state);
+            thread::sleep(LOOK);
+            state = lock(&self.shared.state);
+            done = state.table.recalled(Some(since)).0;
+        }
+        Ok(())
+    }
+
     /// A session has a new connection. What was sent over the last one and not received is lost.
     pub fn connected(&self, session: SessionId, outbox: Outbox) {
         lock(&self.shared.state).outboxes.insert(session, outbox);
@@ -146,7 +183,7 @@ impl Shared {
                     Ok(Some(event)) => self.step(&mut state, event),
                     Ok(None) => {}
                     Err(e) => {
-                        eprintln!("kos-lease: {e}; tried again");
+                        kos_types::log!("kos-lease: {e}; tried again");
                         state.duties.push_front(duty);
                         state = self.wait(state, PAUSE);
                     }
@@ -183,7 +220,7 @@ impl Drop for Keeper {
         lock(&self.shared.state).stopping = true;
         self.shared.wake.notify_one();
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            eprintln!("kos-lease: the keeper panicked");
+            kos_types::log!("kos-lease: the keeper panicked");
         }
     }
 }

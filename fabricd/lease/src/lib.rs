@@ -3,14 +3,16 @@
 
 mod holder;
 mod keeper;
+mod resident;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-pub use holder::{Cache, Held, Holder, Link, Opened, Run};
+pub use holder::{Holder, Link, Opened};
 pub use keeper::{Keeper, Log, Outbox};
+pub use resident::reside;
 
 /// Without anything to wait for, look at the time so often.
 const IDLE: Duration = Duration::from_secs(1);

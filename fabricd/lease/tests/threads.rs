@@ -7,8 +7,9 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
 use std::time::Duration;
 
-use kos_core::lease::{Epoch, Lane, Limits, Mode, Refusal, Span, TREE, ToLeader, Want};
-use kos_lease::{Cache, Held, Holder, Keeper, Link, Log, Opened};
+use kos_core::lease::{Limits, Refusal};
+use kos_lease::{Holder, Keeper, Link, Log, Opened};
+use kos_types::lease::{Cache, Epoch, Held, Lane, Leases, Mode, Span, TREE, ToLeader, Want};
 use kos_types::{Ino, Result, SessionId};
 
 /// Shorter than in use, so that a lost session is soon over.
@@ -107,12 +108,12 @@ impl Mount {
     ) -> Option<R> {
         let (done, result) = mpsc::channel();
         let own = Arc::clone(self);
-        let run = move |held: Result<Held>| {
+        let run = move |held: Result<Box<dyn Held>>| {
             let held = held.expect("granted in time");
             let result = work(&own);
             done.send(held.end().then_some(result)).expect("somebody waits");
         };
-        self.holder().when(&[Want::attr(ino, mode)], PATIENCE, run);
+        self.holder().when(&[Want::attr(ino, mode)], PATIENCE, Box::new(run));
         result.recv_timeout(2 * PATIENCE).expect("it ends")
     }
 
@@ -188,7 +189,7 @@ impl Cache for Side {
         all.into_iter().filter(|&one| ino == TREE || one == ino).for_each(|ino| self.0.commit(ino));
     }
 
-    fn invalidate(&self, ino: Ino, _lane: Lane, _span: Span) {
+    fn invalidate(&self, ino: Ino, _lane: Lane, _span: Span, _mode: Mode) {
         self.0.cells.lock().expect("cells").retain(|&one, cell| cell.added > 0 || ino != TREE && one != ino);
     }
 

@@ -11,12 +11,13 @@ use std::time::{Duration, Instant};
 
 use kos_types::{
     Access, Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy,
-    Reply, Result, Sharing, Snapshot, SpaceUsage, StripeId, Time,
+    Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::frame;
 use crate::greeting::{self, Greeting};
 use crate::held::Held;
+use crate::leases::refused;
 use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
@@ -42,11 +43,12 @@ pub struct Options {
 /// The fabric behind a socket.
 pub struct Client {
     options: Options,
-    number: ClientId,
+    /// Another one with each session that it asked for.
+    number: Mutex<ClientId>,
     /// Birth of the root, as first met.
     born: OnceLock<Time>,
     /// The session it has; another one when it was away for too long.
-    claim: Mutex<Option<Claim>>,
+    claim: Mutex<Option<(Claim, u64)>>,
     pool: Mutex<Pool>,
     returned: Condvar,
     /// Opens that the server knows of, to be told again to one that has forgotten.
@@ -75,6 +77,8 @@ struct Connection {
     stream: UnixStream,
     /// The session it belongs to.
     claim: Claim,
+    /// The server's.
+    term: u64,
 }
 
 /// How a connection ended in the middle of a request.
@@ -86,8 +90,10 @@ enum Lost {
 }
 
 /// Why a connection was not made.
-enum Refused {
-    /// A server may come, or get room.
+pub(crate) enum Refused {
+    /// Nobody listens; a server may come.
+    Nobody(String),
+    /// A server may get room.
     ForNow(String),
     ForGood(Error),
 }
@@ -116,12 +122,9 @@ impl Client {
     /// # Errors
     /// `Io` when nobody answers; `NotPermitted`.
     pub fn connect(options: Options, wait: Duration) -> Result<Self> {
-        let mut random = [0; 16];
-        let urandom = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random));
-        urandom.map_err(|e| Error::io("session number", &e))?;
         let client = Self {
             options,
-            number: ClientId(u128::from_le_bytes(random)),
+            number: Mutex::new(new_number()?),
             born: OnceLock::new(),
             claim: Mutex::default(),
             pool: Mutex::default(),
@@ -132,6 +135,38 @@ impl Client {
         };
         client.lend(Instant::now() + wait)?.give_back();
         Ok(client)
+    }
+
+    /// The session it has now, and the term of whoever gave it.
+    ///
+    /// # Errors
+    /// `Io` when it has none.
+    pub fn session(&self) -> Result<(Claim, u64)> {
+        let claim = *lock(&self.claim);
+        claim.ok_or_else(|| away("no session"))
+    }
+
+    /// Have another session: what the present one holds is lost.
+    ///
+    /// # Errors
+    /// `Io` when nobody answers.
+    pub fn renew_session(&self) -> Result<()> {
+        *lock(&self.number) = new_number()?;
+        *lock(&self.claim) = None;
+        self.hang_up();
+        self.lend(Instant::now())?.give_back();
+        Ok(())
+    }
+
+    /// A connection that is for leases, its session, and the term of the leader at its other end.
+    pub(crate) fn connect_for_leases(&self) -> std::result::Result<(UnixStream, SessionId, u64), Refused> {
+        let connection = self.connect_once()?;
+        let request = encode(&Request::Leases).map_err(Refused::ForGood)?;
+        match talk(&connection.stream, &request, b"", &mut []) {
+            Ok(Ok(Answer::Done)) => Ok((connection.stream, connection.claim.session, connection.term)),
+            Ok(other) => Err(Refused::ForGood(refused(&other))),
+            Err(Lost::Unsent(e) | Lost::Unanswered(e)) => Err(Refused::ForNow(e.to_string())),
+        }
     }
 
     /// The server's control files.
@@ -199,7 +234,7 @@ impl Client {
         let mut asked_in = None;
         loop {
             let lent = self.lend(until)?;
-            let Some(Connection { stream, claim }) = &lent.connection else {
+            let Some(Connection { stream, claim, .. }) = &lent.connection else {
                 return Err(away("a connection without a socket"));
             };
             // Another session does not know whether it was done in the first.
@@ -272,11 +307,13 @@ impl Client {
             match self.connect_once() {
                 Ok(connection) => return Ok(connection),
                 Err(Refused::ForGood(e)) => return Err(e),
-                Err(Refused::ForNow(why)) if Instant::now() + CONNECT_PAUSE > until => {
+                Err(Refused::Nobody(why) | Refused::ForNow(why))
+                    if Instant::now() + CONNECT_PAUSE > until =>
+                {
                     let socket = self.options.socket.display();
                     return Err(away(format!("no daemon answers at {socket} ({why}); start it: kos up")));
                 }
-                Err(Refused::ForNow(_)) => thread::sleep(CONNECT_PAUSE),
+                Err(Refused::Nobody(_) | Refused::ForNow(_)) => thread::sleep(CONNECT_PAUSE),
             }
         }
     }
@@ -287,13 +324,15 @@ impl Client {
             ErrorKind::PermissionDenied => {
                 Refused::ForGood(Error::new(Kind::NotPermitted, "only root may connect"))
             }
+            ErrorKind::NotFound | ErrorKind::ConnectionRefused => Refused::Nobody(e.to_string()),
             _ => for_now(e),
         })?;
         stream.set_write_timeout(Some(FRAME_DEADLINE)).map_err(for_now)?;
         stream.set_read_timeout(Some(ANSWER_DEADLINE)).map_err(for_now)?;
+        let asked_as = *lock(&self.number);
         let hello = Hello {
-            client: self.number,
-            claim: *lock(&self.claim),
+            client: asked_as,
+            claim: lock(&self.claim).map(|(claim, _)| claim),
             dir: self.options.dir.clone(),
             source: self.options.source.clone(),
         };
@@ -322,11 +361,18 @@ impl Client {
             let why = "another filesystem is behind the socket now: unmount, and mount that one";
             return Err(Refused::ForGood(Error::new(Kind::Io, why)));
         }
-        *lock(&self.claim) = Some(welcome.claim);
+        {
+            // A session that was given up since is not taken again.
+            let number = lock(&self.number);
+            if *number != asked_as {
+                return Err(Refused::ForNow("the session was given up".to_owned()));
+            }
+            *lock(&self.claim) = Some((welcome.claim, welcome.term));
+        }
         if welcome.fresh {
             self.open_again(&stream).map_err(Refused::ForNow)?;
         }
-        Ok(Connection { stream, claim: welcome.claim })
+        Ok(Connection { stream, claim: welcome.claim, term: welcome.term })
     }
 
     /// Tell a server that knows nothing of it what is open here.
@@ -351,6 +397,13 @@ impl Client {
         }
         Ok(())
     }
+}
+
+fn new_number() -> Result<ClientId> {
+    let mut random = [0; 16];
+    let urandom = std::fs::File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut random));
+    urandom.map_err(|e| Error::io("session number", &e))?;
+    Ok(ClientId(u128::from_le_bytes(random)))
 }
 
 /// One request and its answer.
@@ -503,8 +556,12 @@ impl Fabric for Client {
         self.ask(&Request::Reserve { ino, bytes, grows }).map(drop)
     }
 
-    /// Nothing is held for a mount that does not buffer.
-    fn release(&self, _ino: Ino, _bytes: u64) {}
+    fn release(&self, ino: Ino, bytes: u64) {
+        if bytes > 0 {
+            // A daemon that is away has forgotten it anyway.
+            drop(self.exchange(&Request::Release { ino, bytes }, b"", &mut [], Duration::ZERO));
+        }
+    }
 
     fn sync(&self) -> Result<()> {
         self.ask(&Request::Sync).map(drop)

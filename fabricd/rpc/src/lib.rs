@@ -9,11 +9,13 @@ mod client;
 mod frame;
 mod greeting;
 mod held;
+mod leases;
 pub mod limits;
 mod message;
 mod server;
 mod socket;
 
 pub use client::{Client, Options};
+pub use leases::{LeaseEnd, LeaseLink, LeaseOutbox};
 pub use message::{Claim, ControlInfo, DECODERS, Decoder};
 pub use server::{Host, Numbered, Peer, Server, serve};

@@ -18,6 +18,8 @@ pub const CLIENT_CONNECTIONS_MAX: usize = 8;
 pub const FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// From a request to its answer: a sync of much on a slow disk.
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// Messages about leases that wait to be sent: all that one end may wait for, and recalls beside it.
+pub const LEASE_MESSAGES_MAX: usize = 4096;
 /// Bytes of the names a client gives of itself.
 pub const ABOUT_BYTES_MAX: usize = 8192;
 /// Processes of other builds that are remembered, so that the log names each once.

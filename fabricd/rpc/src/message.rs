@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use kos_types::lease::{Epoch, ToClient, ToLeader};
 use kos_types::{
     Access, Attr, Dirent, Error, ExtentMap, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply,
     Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
@@ -51,6 +52,8 @@ pub(crate) struct Hello {
 pub(crate) struct Welcome {
     /// The session began with this connection: what it held before is forgotten.
     pub(crate) fresh: bool,
+    /// Of the leader: no other has the same.
+    pub(crate) term: u64,
     pub(crate) claim: Claim,
     /// Birth of the root: another one is another filesystem.
     pub(crate) born: Time,
@@ -92,11 +95,16 @@ pub(crate) enum Request {
         at: u64,
         len: u32,
     },
-    /// Whether a write has room.
+    /// Room for a write that is buffered.
     Reserve {
         ino: Ino,
         bytes: u64,
         grows: u64,
+    },
+    /// The end of a reservation.
+    Release {
+        ino: Ino,
+        bytes: u64,
     },
     Sync,
     Usage,
@@ -119,6 +127,8 @@ pub(crate) enum Request {
         seen: u64,
         wait: Duration,
     },
+    /// From here on the connection is for leases.
+    Leases,
     ControlFiles,
     Control(String),
     WriteControl(String, Vec<u8>),
@@ -131,7 +141,7 @@ impl Request {
     pub(crate) const fn repeatable(&self) -> bool {
         // Proposals are numbered, a stripe that nobody names is dropped, and an open too many ends
         // with the session.
-        !matches!(self, Self::Close(..) | Self::WriteControl(..))
+        !matches!(self, Self::Close(..) | Self::Release { .. } | Self::WriteControl(..))
     }
 }
 
@@ -181,11 +191,13 @@ pub(crate) fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T> {
 pub type Decoder = fn(&[u8]) -> Result<Vec<u8>>;
 
 /// All decoders of the two ends.
-pub const DECODERS: [Decoder; 4] = [
+pub const DECODERS: [Decoder; 6] = [
     again::<Request>,
     again::<Outcome>,
     again::<Hello>,
     again::<std::result::Result<Welcome, (Kind, String)>>,
+    again::<(Epoch, ToLeader)>,
+    again::<(Epoch, ToClient)>,
 ];
 
 fn again<T: Serialize + DeserializeOwned>(bytes: &[u8]) -> Result<Vec<u8>> {

@@ -10,12 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use kos_types::lease::{Epoch, ToLeader};
 use kos_types::limits::LIST_ENTRIES_MAX;
 use kos_types::{Error, Fabric, Kind, Op, ROOT, Reply, Result};
 use rustix::net::{Shutdown, sockopt::socket_peercred};
 
 use crate::frame;
 use crate::greeting::{self, Greeting};
+use crate::leases::{self, LeaseOutbox};
 use crate::limits::{
     ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE, STRANGERS_MAX,
 };
@@ -51,6 +53,15 @@ pub trait Numbered: Fabric + 'static {
     /// # Errors
     /// As `propose`; `Fenced` when the session is no more.
     fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply>;
+
+    /// Of the leader that grants leases.
+    fn term(&self) -> u64;
+
+    /// There is a new connection for leases. What was sent over the last one and not received is lost.
+    fn lease_begin(&self, outbox: LeaseOutbox);
+
+    /// The client said something over it.
+    fn lease_message(&self, epoch: Epoch, message: ToLeader);
 
     /// The client will not come back once its connections are closed.
     fn leave(&self);
@@ -302,7 +313,10 @@ fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::R
     let Some(_) = frame::receive(stream, &mut message)? else { return Ok(()) };
     let joined = decode::<Hello>(&message).and_then(|hello| {
         let (session, fresh) = shared.session(hello, pid)?;
-        Ok((Welcome { fresh, claim: session.claim(), born: session.attr(ROOT)?.btime }, session))
+        Ok((
+            Welcome { fresh, term: session.term(), claim: session.claim(), born: session.attr(ROOT)?.btime },
+            session,
+        ))
     });
     let session = match joined {
         Ok((words, session)) => {
@@ -325,7 +339,12 @@ fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::R
         };
         data.resize(header.data, 0);
         frame::fill(stream, &mut data, Instant::now() + FRAME_DEADLINE)?;
-        let answer = decode(&message).and_then(|request| answer(&shared.host, &*session, request, &mut data));
+        let request = decode(&message);
+        if request == Ok(Request::Leases) {
+            frame::send(stream, &encode(&Outcome::Ok(Answer::Done)).map_err(io::Error::other)?, b"")?;
+            return leases::serve(&*session, stream);
+        }
+        let answer = request.and_then(|request| answer(&shared.host, &*session, request, &mut data));
         // Only an answer of its own kind has bytes behind it.
         if answer != Ok(Answer::Data) {
             data.clear();
@@ -362,10 +381,13 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         }
         Request::Reserve { ino, bytes, grows } => {
             session.reserve(ino, bytes, grows)?;
-            // Its bytes come at once, or its connection has gone.
+            Answer::Done
+        }
+        Request::Release { ino, bytes } => {
             session.release(ino, bytes);
             Answer::Done
         }
+        Request::Leases => return Err(Error::new(Kind::Invalid, "leases: on a connection of their own")),
         Request::Sync => session.sync().map(|()| Answer::Done)?,
         Request::Usage => Answer::Usage(session.usage()?),
         Request::Open(ino, access, times) => {

@@ -9,6 +9,7 @@ mod error;
 mod fabric;
 mod ids;
 mod job;
+pub mod lease;
 pub mod limits;
 mod lock;
 mod log;

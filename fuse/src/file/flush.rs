@@ -27,14 +27,12 @@ struct Job<'a> {
 
 /// Flush `nodes`, which are in the order of their inodes and each there once. Answers the bytes
 /// that left memory and each file's error; what failed, or was not begun at the deadline, is dirty
-/// again, or dropped when the fabric is shared.
+/// again; what is of a file that is gone is dropped.
 pub(crate) fn flush<'a, F: Fabric>(
     fabric: &F,
     nodes: impl Iterator<Item = &'a Node>,
     deadline: Deadline,
 ) -> (usize, Vec<(&'a Node, Error)>) {
-    // With others about, bytes that come later than their writer was told would be over newer ones.
-    let keep = !fabric.shared();
     let mut jobs: Vec<Job<'a>> = Vec::new();
     let mut failed = Vec::new();
     let mut gone = 0;
@@ -54,9 +52,9 @@ pub(crate) fn flush<'a, F: Fabric>(
         match how {
             Ok((policy, inline)) => jobs.push(Job { node, taken, policy, inline, _turn: turn }),
             Err(e) => {
-                gone += settle(fabric, node, &taken, Err(e.clone()), keep);
-                report(fabric, node, &e);
-                failed.push((node, e));
+                let (left, error) = settle(fabric, node, &taken, Err(e));
+                gone += left;
+                failed.extend(error.map(|e| (node, e)));
             }
         }
     }
@@ -66,16 +64,13 @@ pub(crate) fn flush<'a, F: Fabric>(
         jobs = other;
         let mut results = write(fabric, policy, &same, deadline);
         // A daemon that was started anew has lost stripes that nothing names yet.
-        if !keep && results.iter().any(is_stale) {
+        if results.iter().any(is_stale) {
             results = write(fabric, policy, &same, deadline);
         }
         for (job, result) in same.into_iter().zip(results) {
-            let error = result.as_ref().err().cloned();
-            gone += settle(fabric, job.node, &job.taken, result, keep);
-            if let Some(e) = error {
-                report(fabric, job.node, &e);
-                failed.push((job.node, e));
-            }
+            let (left, error) = settle(fabric, job.node, &job.taken, result);
+            gone += left;
+            failed.extend(error.map(|e| (job.node, e)));
         }
     }
     (gone, failed)
@@ -90,10 +85,18 @@ fn is_small<F: Fabric>(fabric: &F, ino: Ino, taken: &Taken) -> Result<bool> {
     Ok(end > 0 && end.max(taken.size.unwrap_or(0)) <= max && fabric.attr(ino)?.size <= max)
 }
 
-fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>, keep: bool) -> usize {
-    let gone = node.settle(taken, result, keep);
+/// End one file's flush. Answers the bytes that left memory, and the error that was reported.
+fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>) -> (usize, Option<Error>) {
+    let error = result.as_ref().err().cloned();
+    // Another mount took its last name.
+    let removed = is_stale(&result) && is_stale(&fabric.attr(node.ino()));
+    let gone = if removed { node.settle_gone(taken) } else { node.settle(taken, result) };
     fabric.release(node.ino(), gone as u64);
-    gone
+    let error = error.filter(|_| !removed);
+    if let Some(e) = &error {
+        report(fabric, node, e);
+    }
+    (gone, error)
 }
 
 /// Tries go on each second: only the first failure of a row is told.
@@ -104,7 +107,7 @@ fn report<F: Fabric>(fabric: &F, node: &Node, e: &Error) {
     }
 }
 
-pub(super) fn is_stale<T>(result: &Result<T>) -> bool {
+fn is_stale<T>(result: &Result<T>) -> bool {
     result.as_ref().is_err_and(|e| e.kind() == Kind::Stale)
 }
 

@@ -181,13 +181,7 @@ impl<F: Fabric> Files<F> {
             // buffered nothing, or programs that try again would fill the memory.
             self.flush_node(&node)?;
         }
-        let failed_before = node.errors();
         self.reserve(ino, off, data.len() as u64)?;
-        if off.is_none() && self.fabric.shared() {
-            let appended = node.append(&*self.fabric, data, self.deadline());
-            self.fabric.release(ino, data.len() as u64);
-            return appended;
-        }
         let written = node.write(&*self.fabric, off, data);
         let grown = *written.as_ref().unwrap_or(&0);
         self.fabric.release(ino, (data.len() - grown) as u64);
@@ -195,14 +189,6 @@ impl<F: Fabric> Files<F> {
         self.dirty.fetch_add(grown, Ordering::Relaxed);
         if node.state().is_large() {
             self.wake_flusher();
-        }
-        // Asked after the bytes are in the buffer: whoever begins to share flushes what it finds.
-        if self.fabric.shared() {
-            self.flush_node(&node)?;
-            if node.errors() > failed_before {
-                // Another writer's flush may have had these bytes, and has dropped them.
-                return Err(Error::new(Kind::Io, "write: a flush beside it failed"));
-            }
         }
         Ok(())
     }
@@ -250,6 +236,19 @@ impl<F: Fabric> Files<F> {
     /// Write a file's buffer out.
     pub(crate) fn flush(&self, ino: Ino) -> Result<()> {
         self.find(ino).map_or(Ok(()), |node| self.flush_node(&node))
+    }
+
+    /// Give up what is buffered of a file, and tell its users why. Answers whether anything was lost.
+    pub(crate) fn discard(&self, ino: Ino, why: &Error) -> bool {
+        let discarded = self.find(ino).and_then(|node| node.discard(why, self.deadline()));
+        self.shrunk(ino, discarded.unwrap_or(0));
+        discarded.is_some()
+    }
+
+    /// The same of all files. Answers those that lost something.
+    pub(crate) fn discard_all(&self, why: &Error) -> Vec<Ino> {
+        let all: Vec<Ino> = self.nodes().keys().copied().collect();
+        all.into_iter().filter(|&ino| self.discard(ino, why)).collect()
     }
 
     /// The flush error a descriptor has not told yet.

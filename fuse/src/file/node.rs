@@ -7,7 +7,6 @@ use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetS
 
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
-use super::flush::is_stale;
 use super::opens::{Opens, Way};
 use crate::seal::Backing;
 
@@ -149,17 +148,33 @@ impl Node {
 
     /// What stat shows: the committed attributes with the buffer's size and time.
     pub(crate) fn attr<F: Fabric>(&self, fabric: &F) -> Result<Attr> {
-        let state = self.state();
-        // Read under the lock: a flush that ends meanwhile waits to forget what it committed.
-        Ok(overlay(&state, fabric.attr(self.ino)?))
+        self.shown(fabric).map(|(_, attr)| attr)
+    }
+
+    /// The same, and the state that it is true in. The fabric is not asked under the lock of the state: whoever
+    /// closes the file takes that too, and the fabric may be away until he has.
+    fn shown<F: Fabric>(&self, fabric: &F) -> Result<(MutexGuard<'_, State>, Attr)> {
+        loop {
+            let flushes = self.state().flushes;
+            let attr = fabric.attr(self.ino)?;
+            let state = self.state();
+            // A flush that ended meanwhile has forgotten what it committed.
+            if state.flushes == flushes {
+                let attr = overlay(&state, attr);
+                return Ok((state, attr));
+            }
+        }
     }
 
     /// Write at `off`, or at the end when there is none. Answers the change of buffered bytes.
     pub(crate) fn write<F: Fabric>(&self, fabric: &F, off: Option<u64>, data: &[u8]) -> Result<usize> {
-        let mut state = self.state();
-        let off = match off {
-            Some(off) => off,
-            None => overlay(&state, fabric.attr(self.ino)?).size,
+        let (mut state, off) = match (off, self.state()) {
+            (Some(off), state) => (state, off),
+            (None, state) => {
+                drop(state);
+                let (state, attr) = self.shown(fabric)?;
+                (state, attr.size)
+            }
         };
         let end = off
             .checked_add(data.len() as u64)
@@ -172,24 +187,6 @@ impl Node {
         state.mtime = Some(now());
         state.since.get_or_insert_with(Instant::now);
         Ok(state.dirty.bytes() - before)
-    }
-
-    /// Write at the end of the file, wherever others have brought it, past the buffer.
-    pub(crate) fn append<F: Fabric>(&self, fabric: &F, data: &[u8], deadline: Deadline) -> Result<()> {
-        let _no_flush = self.turn(deadline)?;
-        let policy = fabric.policy(self.ino)?;
-        let (ino, len, mtime) = (self.ino, data.len() as u64, now());
-        let append = || {
-            let stripe = fabric.write_stripe(policy, data)?;
-            fabric.propose(Op::Append { ino, stripe, policy, len, mtime })
-        };
-        let mut done = append();
-        if is_stale(&done) {
-            done = append();
-        }
-        attr_of(done?)?;
-        self.state().flushes += 1;
-        Ok(())
     }
 
     /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
@@ -272,9 +269,8 @@ impl Node {
         Some(Taken { dirty: Arc::clone(&state.flushing), size: state.size, mtime: state.mtime })
     }
 
-    /// End a flush, under the same lock; after an error `keep` the bytes. Answers those that left
-    /// memory.
-    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>, keep: bool) -> usize {
+    /// End a flush, under the same lock; after an error the bytes stay. Answers those that left memory.
+    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>) -> usize {
         let mut state = self.state();
         state.flushing = Arc::default();
         let bytes = taken.dirty.bytes();
@@ -287,15 +283,6 @@ impl Node {
                 bytes
             }
             Err(_) if state.dropped => bytes,
-            Err(e) if !keep => {
-                state.flushes += 1;
-                state.errors += 1;
-                state.error = Some(e);
-                if state.dirty.is_empty() {
-                    (state.size, state.mtime) = (None, None);
-                }
-                bytes
-            }
             Err(e) => {
                 // Kept, under what was written since; a later flush tries again.
                 let both = bytes + state.dirty.bytes();
@@ -308,6 +295,14 @@ impl Node {
                 both - state.dirty.bytes()
             }
         }
+    }
+
+    /// End a flush of a file that is gone. Answers the bytes that left memory.
+    pub(crate) fn settle_gone(&self, taken: &Taken) -> usize {
+        let mut state = self.state();
+        let bytes = taken.dirty.bytes() + state.dirty.bytes();
+        *state = State { opens: state.opens, dropped: true, ..State::default() };
+        bytes
     }
 
     /// Change attributes; a size cuts the buffer too. Answers what stat shows then, and the
@@ -330,6 +325,7 @@ impl Node {
         }
         if size.is_some() || mtime.is_some() {
             state.mtime = None;
+            state.flushes += 1;
         }
         clean_if_empty(&mut state);
         Ok((overlay(&state, attr), before - state.dirty.bytes()))
@@ -385,6 +381,24 @@ impl Node {
         state.dirty.remove(off, end);
         clean_if_empty(&mut state);
         Ok(before - state.dirty.bytes())
+    }
+
+    /// Give the buffer up and tell whoever has the file open. Answers the bytes that left memory, if anything
+    /// was lost.
+    pub(crate) fn discard(&self, why: &Error, deadline: Deadline) -> Option<usize> {
+        // What a flush that is under way cannot commit comes back before its turn ends.
+        let _no_flush = self.turn(deadline);
+        let mut state = self.state();
+        if state.is_clean() {
+            return None;
+        }
+        let bytes = state.dirty.bytes();
+        state.dirty = Dirty::default();
+        (state.size, state.mtime, state.since) = (None, None, None);
+        state.flushes += 1;
+        state.errors += 1;
+        state.error = Some(why.clone());
+        Some(bytes)
     }
 
     /// Forget the buffer: the file is gone. Answers the bytes that left memory.

@@ -5,7 +5,6 @@ mod convert;
 mod room;
 
 use std::ffi::OsStr;
-use std::fs::File;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
@@ -15,21 +14,24 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use fuser::{
-    BackingId, Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags, Generation, INodeNo,
-    InitFlags, KernelConfig, LockOwner, Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen,
-    ReplyStatfs, ReplyWrite, ReplyXattr, Request, SessionACL, TimeOrNow, WriteFlags,
+    Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner,
+    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
+    SessionACL, TimeOrNow, WriteFlags,
 };
-use kos_types::{Fabric, FileKind, Ino, Kind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits};
+use kos_types::lease::Mode;
+use kos_types::{
+    Attr, Error, Fabric, FileKind, Ino, Kind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits,
+};
 
 use self::convert::{
-    attributes, caller, data, empty, entry, errno, file_attr, file_lock, file_type, ino, kind_of_mode,
-    locked, open_flags, time_change, value,
+    attributes, caller, created, data, empty, entry, errno, file_lock, file_type, ino, kind_of_mode, listing,
+    locked, open, time_change, value, written,
 };
 use super::{Caches, Session};
-use crate::fs::{Allocate, Caching, Fs};
-use crate::jobs::names_ttl;
-use crate::seal::{Backing, no_copy};
+use crate::fs::{Allocate, Fs};
+use crate::leases::{may_map, whole};
+use crate::seal::SEAL;
 
 /// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
 /// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
@@ -80,17 +82,43 @@ impl<F: Fabric> Session<F> for Fuser<F> {
 struct Kernel(Notifier);
 
 impl Caches for Kernel {
-    fn drop_pages(&self, file: Ino) -> io::Result<()> {
-        match self.0.inval_inode(INodeNo(file.0), 0, 0) {
-            // The kernel has forgotten it.
-            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+    fn drop_range(&self, file: Ino, off: u64, len: u64) -> io::Result<()> {
+        known(self.0.inval_inode(INodeNo(file.0), off.cast_signed(), len.cast_signed()))
+    }
+
+    fn drop_attributes(&self, file: Ino) -> io::Result<()> {
+        known(self.0.inval_inode(INodeNo(file.0), -1, 0))
+    }
+}
+
+/// The kernel may have forgotten an inode.
+fn known(result: io::Result<()>) -> io::Result<()> {
+    match result {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
 /// What the kernel asks.
 struct Requests<F>(Arc<Fs<F>>);
+
+impl<F: Fabric + 'static> Requests<F> {
+    /// Answer with a name and what is true of its inode under a lease.
+    fn leased_entry(&self, reply: ReplyEntry, parent: INodeNo, found: Result<Attr, Error>) {
+        let file = match &found {
+            Ok(attr) if attr.kind == FileKind::File => attr.ino,
+            _ => return entry(&self.0, reply, parent, found),
+        };
+        self.0.ask(vec![whole(file, Mode::Shared)], None, move |fs, leased| {
+            let attr = leased.and_then(|()| fs.attr(file)).map_err(|e| match e.kind() {
+                // Removed since.
+                Kind::Stale => Error::new(Kind::NotFound, "lookup"),
+                _ => e,
+            });
+            entry(fs, reply, parent, attr);
+        });
+    }
+}
 
 impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -122,7 +150,12 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        entry(&self.0, reply, parent, self.0.lookup((ino(parent), name.as_bytes())));
+        let alone = self.0.alone();
+        let found = self.0.lookup((ino(parent), name.as_bytes()));
+        if alone.is_some() {
+            return entry(&self.0, reply, parent, found);
+        }
+        self.leased_entry(reply, parent, found);
     }
 
     fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
@@ -130,7 +163,9 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
-        attributes(&self.0, reply, self.0.attr(ino(node)));
+        let node = ino(node);
+        let want = || vec![whole(node, Mode::Shared)];
+        self.0.under(want, move |fs, leased| attributes(fs, reply, leased.and_then(|()| fs.attr(node))));
     }
 
     fn setattr(
@@ -160,7 +195,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             mtime: mtime.map(time_change),
             kill_suidgid: false,
         };
-        attributes(&self.0, reply, self.0.set_attr(ino(node), set, req.uid()));
+        let (node, by) = (ino(node), req.uid());
+        let want = || vec![whole(node, Mode::Exclusive)];
+        self.0.under(want, move |fs, leased| {
+            attributes(fs, reply, leased.and_then(|()| fs.set_attr(node, set, by)));
+        });
     }
 
     fn readlink(&self, _req: &Request, node: INodeNo, reply: ReplyData) {
@@ -236,28 +275,34 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             return reply.error(Errno::EINVAL);
         };
         let (from, to) = ((ino(parent), name.as_bytes()), (ino(newparent), newname.as_bytes()));
-        empty(reply, self.0.rename(from, to, mode, caller(req)));
+        if let Some(_alone) = self.0.alone() {
+            return empty(reply, self.0.rename(from, to, mode, caller(req)));
+        }
+        // What is flushed before it takes another's place may be in another mount's buffer.
+        let source = self.0.lookup(from).ok().filter(|attr| attr.kind == FileKind::File);
+        let want = source.map(|attr| whole(attr.ino, Mode::Shared)).into_iter().collect();
+        let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
+        let who = caller(req);
+        self.0.ask(want, None, move |fs, leased| {
+            let rename = |()| fs.rename((from.0, &from.1), (to.0, &to.1), mode, who);
+            empty(reply, leased.and_then(rename));
+        });
     }
 
     fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        entry(
-            &self.0,
-            reply,
-            newparent,
-            self.0.link(ino(node), (ino(newparent), newname.as_bytes()), caller(req)),
-        );
+        let alone = self.0.alone();
+        let linked = self.0.link(ino(node), (ino(newparent), newname.as_bytes()), caller(req));
+        if alone.is_some() {
+            return entry(&self.0, reply, newparent, linked);
+        }
+        self.leased_entry(reply, newparent, linked);
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let register = |copy: &File| reply.open_backing(copy).map(|id| Backing(Arc::new(id)));
-        match self.0.open(ino(node), flags.0, &register) {
-            Ok((handle, Caching::InPlace(backing))) => match backing.0.downcast_ref::<BackingId>() {
-                Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id),
-                None => reply.error(Errno::EIO),
-            },
-            Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(&caching)),
-            Err(e) => reply.error(errno(&e)),
-        }
+        let (node, flags) = (ino(node), flags.0);
+        // From here on its pages may be changed without a word.
+        let want = || may_map(flags).then(|| whole(node, Mode::Exclusive)).into_iter().collect();
+        self.0.under(want, move |fs, leased| open(fs, reply, node, flags, leased));
     }
 
     fn create(
@@ -271,22 +316,20 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         reply: ReplyCreate,
     ) {
         let bits = (mode & 0o7777, umask, 0);
-        let created = self.0.create((ino(parent), name.as_bytes()), FileKind::File, bits, caller(req), b"");
-        match created.and_then(|attr| Ok((self.0.opened(attr.ino, flags, &no_copy)?, attr))) {
-            Ok(((handle, caching), attr)) => {
-                self.0.told(attr.ino);
-                reply.created(
-                    &names_ttl(ino(parent), self.0.ttl(&attr)),
-                    &file_attr(&attr),
-                    Generation(0),
-                    FileHandle(handle),
-                    open_flags(&caching),
-                );
-            }
-            // Through another mount, since the kernel looked: it looks again, and checks who may open.
-            Err(e) if e.kind() == Kind::Exists && flags & libc::O_EXCL == 0 => reply.error(Errno::ESTALE),
-            Err(e) => reply.error(errno(&e)),
+        let alone = self.0.alone();
+        let parent = ino(parent);
+        let attr = self.0.create((parent, name.as_bytes()), FileKind::File, bits, caller(req), b"");
+        let attr = match attr {
+            Ok(attr) => attr,
+            Err(e) => return created(&self.0, reply, parent, flags, Err(e)),
+        };
+        if alone.is_some() {
+            return created(&self.0, reply, parent, flags, Ok(attr));
         }
+        // It is about to be written.
+        self.0.ask(vec![whole(attr.ino, Mode::Exclusive)], None, move |fs, leased| {
+            created(fs, reply, parent, flags, leased.and_then(|()| fs.attr(attr.ino)));
+        });
     }
 
     fn read(
@@ -304,9 +347,18 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             let deliver = move |text| data(reply, text);
             return self.0.wait(ino(node), req.pid(), offset, Box::new(deliver));
         }
-        room::with(size as usize, |out| match self.0.read(ino(node), fh.0, offset, out) {
-            Ok(len) => reply.data(&out[..len]),
-            Err(e) => reply.error(errno(&e)),
+        let node = ino(node);
+        let answer = move |fs: &Fs<F>, leased: Result<(), Error>| {
+            room::with(size as usize, |out| match leased.and_then(|()| fs.read(node, fh.0, offset, out)) {
+                Ok(len) => reply.data(&out[..len]),
+                Err(e) => reply.error(errno(&e)),
+            });
+        };
+        if let Some(_alone) = self.0.alone() {
+            return answer(&self.0, Ok(()));
+        }
+        self.0.read_under(node, (offset, size.into()), move |fs, leased| {
+            answer(fs, leased);
         });
     }
 
@@ -325,12 +377,19 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The flags are the descriptor's as they are now, after any fcntl(2). A mapping's pages come
         // through whichever descriptor may write, and belong where they are.
-        let appends = flags.0 & libc::O_APPEND != 0 && !write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
-        match self.0.write(ino(node), (!appends).then_some(offset), data, kill) {
-            // A request holds at most MAX_WRITE bytes.
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(errno(&e)),
+        let mapped = write_flags.contains(WriteFlags::FUSE_WRITE_CACHE);
+        let at = (flags.0 & libc::O_APPEND == 0 || mapped).then_some(offset);
+        let node = ino(node);
+        if let Some(_alone) = self.0.alone() {
+            return written(reply, data.len(), self.0.write(node, at, data, kill));
         }
+        if mapped {
+            return written(reply, data.len(), self.0.write_back(node, offset, data, kill));
+        }
+        let (data, range) = (data.to_vec(), Some((offset, data.len() as u64)));
+        self.0.ask(vec![whole(node, Mode::Exclusive)], range, move |fs, leased| {
+            written(reply, data.len(), leased.and_then(|()| fs.write(node, at, &data, kill)));
+        });
     }
 
     fn flush(&self, _req: &Request, node: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
@@ -402,7 +461,10 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn fsync(&self, _req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.0.fsync(ino(node), fh.0));
+        let node = ino(node);
+        // Also of what was written through other mounts.
+        let want = || vec![whole(node, Mode::Shared)];
+        self.0.under(want, move |fs, leased| empty(reply, leased.and_then(|()| fs.fsync(node, fh.0))));
     }
 
     fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -433,25 +495,19 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
-        mut reply: ReplyDirectoryPlus,
+        reply: ReplyDirectoryPlus,
     ) {
-        let parent = ino(node);
-        let mut told = Vec::new();
-        let result = self.0.list(ino(node), offset, |entry| {
-            let name = OsStr::from_bytes(&entry.name);
-            let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
-            let ttl = names_ttl(parent, self.0.ttl(&entry.attr));
-            let full = reply.add(node, entry.cookie, name, &ttl, &attr, Generation(0));
-            // The kernel counts each entry as a lookup, but for these two.
-            if !full && name != "." && name != ".." {
-                told.push(entry.attr.ino);
-            }
-            full
-        });
-        match result {
-            Ok(()) => {
-                told.into_iter().for_each(|ino| self.0.told(ino));
-                reply.ok();
+        let dir = ino(node);
+        if let Some(_alone) = self.0.alone() {
+            return listing(&self.0, reply, dir, offset, None);
+        }
+        match self.0.wants_of_listing(dir, offset) {
+            Ok(wants) => {
+                let files = wants.iter().map(|want| want.ino).collect();
+                self.0.ask(wants, None, move |fs, leased| match leased {
+                    Ok(()) => listing(fs, reply, dir, offset, Some(files)),
+                    Err(e) => reply.error(errno(&e)),
+                });
             }
             Err(e) => reply.error(errno(&e)),
         }
@@ -487,7 +543,16 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply.error(Errno::EINVAL),
         };
-        empty(reply, self.0.set_xattr(ino(node), name.as_bytes(), (value, mode), req.uid()));
+        let (node, by) = (ino(node), req.uid());
+        let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
+        // What is sealed is also what was written through other mounts.
+        let want = if name == SEAL { vec![whole(node, Mode::Exclusive)] } else { Vec::new() };
+        self.0.under(
+            || want,
+            move |fs, leased| {
+                empty(reply, leased.and_then(|()| fs.set_xattr(node, &name, (&value, mode), by)));
+            },
+        );
     }
 
     fn getxattr(&self, _req: &Request, node: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
@@ -526,7 +591,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             ZERO_KEEP => Allocate::Zero(true),
             _ => return reply.error(Errno::EOPNOTSUPP),
         };
-        empty(reply, self.0.allocate(ino(node), offset, length, mode, req.uid()));
+        let (node, by) = (ino(node), req.uid());
+        let want = || vec![whole(node, Mode::Exclusive)];
+        self.0.under(want, move |fs, leased| {
+            empty(reply, leased.and_then(|()| fs.allocate(node, offset, length, mode, by)));
+        });
     }
 
     fn lseek(
@@ -544,12 +613,14 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             libc::SEEK_HOLE => false,
             _ => return reply.error(Errno::EINVAL),
         };
-        match self.0.seek(ino(node), from, data) {
+        let node = ino(node);
+        let want = || vec![whole(node, Mode::Shared)];
+        self.0.under(want, move |fs, leased| match leased.and_then(|()| fs.seek(node, from, data)) {
             // Files end at i64::MAX.
             Ok(Some(found)) => reply.offset(found.cast_signed()),
             Ok(None) => reply.error(Errno::ENXIO),
             Err(e) => reply.error(errno(&e)),
-        }
+        });
     }
 
     fn copy_file_range(
@@ -567,9 +638,12 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     ) {
         // The reply counts in 32 bits; whole blocks keep the next call aligned.
         let len = len.min(1 << 30);
-        match self.0.copy((ino(ino_in), offset_in), (ino(ino_out), offset_out), len, req.uid()) {
+        let (from, to, by) = ((ino(ino_in), offset_in), (ino(ino_out), offset_out), req.uid());
+        let source = if from.0 == to.0 { Mode::Exclusive } else { Mode::Shared };
+        let want = || vec![whole(from.0, source), whole(to.0, Mode::Exclusive)];
+        self.0.under(want, move |fs, leased| match leased.and_then(|()| fs.copy(from, to, len, by)) {
             Ok(copied) => reply.written(copied as u32),
             Err(e) => reply.error(errno(&e)),
-        }
+        });
     }
 }

@@ -63,5 +63,19 @@ pub(crate) trait Caches: Send + Sync {
     ///
     /// # Errors
     /// When the kernel could not.
-    fn drop_pages(&self, file: Ino) -> io::Result<()>;
+    fn drop_pages(&self, file: Ino) -> io::Result<()> {
+        self.drop_range(file, 0, 0)
+    }
+
+    /// The same for `len` bytes from `off` on; all of them for none.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn drop_range(&self, file: Ino, off: u64, len: u64) -> io::Result<()>;
+
+    /// Have the attributes of an inode asked for again.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn drop_attributes(&self, file: Ino) -> io::Result<()>;
 }

@@ -119,7 +119,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         share_locks: false,
         first: true,
     };
-    mount(Arc::clone(model), &options, Vec::new(), || ()).expect("mounts")
+    mount(Arc::clone(model), &options, Vec::new(), |_| Ok(None), || ()).expect("mounts")
 }
 
 /// Until its input ends: `remount`, `slow MILLISECONDS`, and `left`, which answers how many stripes

@@ -51,6 +51,8 @@ fn nothing_is_left_of_a_mount_that_went() {
     assert!(records(&daemon) > 1, "its client may come back");
     daemon.spawn();
     fs::write(second.mem().join("more"), b"x").expect("write");
+    // The status is a second old at most, and must not be of the time before it came back.
+    wait_for_mounts(&daemon, 2);
     second.umount(false);
     wait_for_mounts(&daemon, 1);
     daemon.stop();

@@ -2,6 +2,8 @@
 
 mod life;
 mod locks;
+mod loss;
+mod mapped;
 mod random;
 mod refusals;
 mod seal;

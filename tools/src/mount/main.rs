@@ -3,6 +3,7 @@
 //! It starts itself again as the process that serves the mount, and returns when that answers.
 
 mod args;
+mod leases;
 mod serve;
 
 use std::fs::File;

@@ -19,6 +19,7 @@ use signal_hook::iterator::Signals;
 
 use crate::READY;
 use crate::args::Args;
+use crate::leases;
 
 /// How long a mount waits for a daemon that is just starting.
 pub(crate) const CONNECT_WAIT: Duration = Duration::from_secs(5);
@@ -70,7 +71,8 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         first: false,
     };
     let control = control(client)?;
-    let mounted = kos_fuse::mount(Arc::clone(client), &options, control, move || {
+    let lease = |cache| Ok(Some(leases::hold(client, cache)? as _));
+    let mounted = kos_fuse::mount(Arc::clone(client), &options, control, lease, move || {
         // Nobody listens any more when this process itself unmounts.
         let _ = ends.send(End::Unmounted);
     })

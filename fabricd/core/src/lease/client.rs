@@ -8,7 +8,7 @@ use kos_types::{Ino, SessionId};
 
 use super::pieces::{Piece, Pieces};
 use super::recall::Recall;
-use super::{Commit, Epoch, GrantId, Lane, Limits, RequestId, Span, TREE, ToClient, ToLeader, Want};
+use super::{Commit, Epoch, GrantId, Lane, Limits, Mode, RequestId, Span, TREE, ToClient, ToLeader, Want};
 
 /// An open file of the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -73,6 +73,19 @@ pub enum Input {
         /// Inodes that lost buffered changes.
         discarded: Vec<Ino>,
     },
+    /// A recall waits for requests that are parked because of it, as the kernel does that cannot throw out a
+    /// page which is being read. Those whose leases are still held run now; what they bring into a cache goes
+    /// before the recall is done. Once the session is lost, they fail.
+    Admit {
+        /// Of which inode.
+        ino: Ino,
+    },
+    /// Nobody leads at this time of the own clock: a leader that comes grants nothing for the time of a
+    /// lease.
+    Leaderless {
+        /// When that was seen.
+        at: u64,
+    },
     /// Nothing of an inode is cached, buffered or open any more.
     Forgotten {
         /// Which.
@@ -96,6 +109,13 @@ pub enum Output {
     Ready {
         /// Which.
         request: RequestId,
+    },
+    /// Run a request now, in the middle of a recall, and end it.
+    Admitted {
+        /// Which.
+        request: RequestId,
+        /// For which inode.
+        ino: Ino,
     },
     /// A request does not run: its deadline has passed.
     TimedOut {
@@ -133,6 +153,8 @@ pub enum Output {
         lane: Lane,
         /// The bytes.
         span: Span,
+        /// What is given back.
+        mode: Mode,
     },
     /// The session is lost: discard what is buffered, refuse every write-back with EIO, take
     /// everything out of the caches.
@@ -256,6 +278,12 @@ impl Client {
             Input::Flushed { recall } => self.flushed(recall),
             Input::Invalidated { recall } => self.invalidated(recall),
             Input::Abandoned { discarded } => self.abandoned(&discarded),
+            Input::Admit { ino } => self.admit(ino),
+            Input::Leaderless { at } => {
+                if let Some(session) = self.session.as_mut().filter(|_| !self.connected) {
+                    session.renewed = session.renewed.max(at);
+                }
+            }
             Input::Forgotten { ino } => self.forgotten(ino),
             Input::Tick => {}
         }
@@ -408,6 +436,29 @@ impl Client {
     fn run(&mut self, request: RequestId, wants: Vec<Want>) {
         self.running.insert(request, Running { wants, stamp: self.stamp, lost: false });
         self.out.push(Output::Ready { request });
+    }
+
+    fn admit(&mut self, ino: Ino) {
+        let live = self.phase == Phase::Live;
+        let held = |want: &Want| {
+            self.covers(want) || self.held.get(&want.ino).is_some_and(|pieces| pieces.cover(want, |_| true))
+        };
+        let of = |parked: &Parked| {
+            parked.wants.iter().any(|want| want.ino == ino) && (!live || parked.wants.iter().all(held))
+        };
+        let admitted = self.parked.iter().filter(|(_, parked)| of(parked)).map(|(&request, _)| request);
+        for request in admitted.collect::<Vec<_>>() {
+            let Some(parked) = self.parked.remove(&request) else { continue };
+            if !live {
+                self.out.push(Output::TimedOut { request });
+                continue;
+            }
+            self.send(ToLeader::Cancel { request });
+            // Every recall waits for it.
+            let stamp = GrantId { term: 0, counter: 0 };
+            self.running.insert(request, Running { wants: parked.wants, stamp, lost: false });
+            self.out.push(Output::Admitted { request, ino });
+        }
     }
 
     fn end(&mut self, request: RequestId) {

@@ -77,6 +77,9 @@ impl Table {
             self.drop_request(arrival);
             return self.send(session, ToClient::Refused { request: id });
         }
+        if self.retired && !self.resides(session) {
+            return;
+        }
         if wants.iter().any(|want| self.is_behind(arrival, session, want)) {
             return;
         }
@@ -125,6 +128,21 @@ impl Table {
         self.recall(now, ino, piece, if whole { piece.span } else { piece.span.and(span) });
     }
 
+    pub(super) fn recall_all(&mut self, now: u64, retire: bool) {
+        self.retired |= retire;
+        let mut all: Vec<Blocker> = Vec::new();
+        for (&ino, inode) in &self.inodes {
+            let due = |p: &&Piece| {
+                let asked = if retire { !self.resides(p.owner) } else { p.mode == Mode::Exclusive };
+                asked && p.recall.is_none() && self.is_live(p.owner)
+            };
+            all.extend(inode.pieces.iter().filter(due).map(|p| (ino, *p)));
+        }
+        for (ino, piece) in all {
+            self.recall(now, ino, &piece, piece.span);
+        }
+    }
+
     fn recall(&mut self, now: u64, ino: Ino, piece: &Piece, span: Span) {
         let id = self.next_id();
         let (session, lane) = (piece.owner, piece.lane);
@@ -132,7 +150,7 @@ impl Table {
             return;
         }
         let message = ToClient::Recall { id, ino, lane, span };
-        let deadline = now + self.limits.recall;
+        let deadline = self.recall_deadline(now, session);
         self.recalls.insert(id, Recall { session, deadline, message: message.clone(), ino });
         self.send(session, message);
     }

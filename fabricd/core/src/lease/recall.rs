@@ -19,6 +19,7 @@ pub(super) struct Recall {
     lane: Lane,
     span: Span,
     stage: Stage,
+    mode: Mode,
 }
 
 impl Client {
@@ -32,7 +33,7 @@ impl Client {
         if let Some(pieces) = self.held.get_mut(&ino) {
             pieces.mark(owner, lane, span, id);
         }
-        self.recalls.insert(id, Recall { ino, lane, span, stage: Stage::Draining });
+        self.recalls.insert(id, Recall { ino, lane, span, stage: Stage::Draining, mode: Mode::Shared });
         self.advance(id);
     }
 
@@ -58,20 +59,21 @@ impl Client {
             // Given back already, or never received.
             return self.acknowledge(id);
         };
+        recall.mode = mode;
         if mode == Mode::Exclusive {
             recall.stage = Stage::Flushing;
             self.out.push(Output::Flush { recall: id, ino, lane, span });
         } else {
             recall.stage = Stage::Invalidating;
-            self.out.push(Output::Invalidate { recall: id, ino, lane, span });
+            self.out.push(Output::Invalidate { recall: id, ino, lane, span, mode });
         }
     }
 
     pub(super) fn flushed(&mut self, id: GrantId) {
         if let Some(recall) = self.recalls.get_mut(&id).filter(|recall| recall.stage == Stage::Flushing) {
             recall.stage = Stage::Invalidating;
-            let (ino, lane, span) = (recall.ino, recall.lane, recall.span);
-            self.out.push(Output::Invalidate { recall: id, ino, lane, span });
+            let (ino, lane, span, mode) = (recall.ino, recall.lane, recall.span, recall.mode);
+            self.out.push(Output::Invalidate { recall: id, ino, lane, span, mode });
         }
     }
 

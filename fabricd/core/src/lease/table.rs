@@ -20,6 +20,13 @@ pub enum Event {
         /// Its epoch from now on.
         epoch: Epoch,
     },
+    /// The leader's own process has a session, which ends with the leader: it is never late.
+    Resides {
+        /// Which; the log does not have it.
+        session: SessionId,
+        /// Its epoch.
+        epoch: Epoch,
+    },
     /// The log has raised an epoch: nothing of the older ones is applied any more.
     Fenced {
         /// Whose.
@@ -40,6 +47,12 @@ pub enum Event {
         epoch: Epoch,
         /// What.
         message: ToLeader,
+    },
+    /// Have everybody commit what is buffered; with `retire`, have the other processes give back everything, and
+    /// grant them nothing more.
+    RecallAll {
+        /// The leader ends.
+        retire: bool,
     },
     /// Time has passed.
     Tick,
@@ -74,6 +87,9 @@ pub enum Action {
         epoch: Epoch,
     },
 }
+
+/// No time comes after it.
+pub(super) const NEVER: u64 = u64::MAX;
 
 /// A change that needs a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,6 +136,7 @@ pub(super) struct Session {
     state: State,
     /// It may hold what this leader does not know of.
     unknown: bool,
+    /// Never, for the one of this process.
     expires: u64,
     /// The last commit that an acknowledged recall named.
     pub(super) settled: u64,
@@ -160,10 +177,11 @@ pub struct Table {
     pub(super) inodes: BTreeMap<Ino, Inode>,
     pub(super) requests: BTreeMap<u64, Request>,
     pub(super) named: BTreeMap<(SessionId, RequestId), u64>,
-    /// In the order of their deadlines too: all have the same time to answer.
     pub(super) recalls: BTreeMap<GrantId, Recall>,
     /// Requests to look at again.
     pub(super) stale: BTreeSet<u64>,
+    /// Only the session of this process is granted anything.
+    pub(super) retired: bool,
     /// When a lease has been held long enough for those who wait for it.
     pub(super) holds: BTreeSet<(u64, Ino)>,
     pub(super) out: Vec<Action>,
@@ -192,6 +210,7 @@ impl Table {
             named: BTreeMap::new(),
             recalls: BTreeMap::new(),
             stale: BTreeSet::new(),
+            retired: false,
             holds: BTreeSet::new(),
             out: Vec::new(),
         }
@@ -203,6 +222,12 @@ impl Table {
         self.pass_time(now);
         match event {
             Event::Opened { session, epoch } => self.open(now, session, epoch),
+            Event::Resides { session, epoch } => {
+                self.open(now, session, epoch);
+                if let Some(known) = self.sessions.get_mut(&session) {
+                    known.expires = NEVER;
+                }
+            }
             Event::Fenced { session, epoch } => {
                 if let Some(known) = self.sessions.get_mut(&session).filter(|s| s.epoch < epoch) {
                     (known.state, known.epoch) = (State::Fenced, epoch);
@@ -211,6 +236,7 @@ impl Table {
                 self.pass_time(now);
             }
             Event::Closed { session } => self.forget(session),
+            Event::RecallAll { retire } => self.recall_all(now, retire),
             Event::Message { session, epoch, message } => self.message(now, session, epoch, message),
             Event::Tick => {}
         }
@@ -222,7 +248,7 @@ impl Table {
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
         let sessions = self.sessions.values().filter(|s| s.state != State::Fencing).map(|s| s.expires);
-        let recall = self.recalls.values().next().map(|recall| recall.deadline);
+        let recall = self.recalls.values().map(|recall| recall.deadline).min();
         sessions.chain(recall).chain(self.holds.first().map(|hold| hold.0)).min()
     }
 
@@ -242,6 +268,23 @@ impl Table {
         if held(&commit.want) || held(&Want::TREE) { Ok(()) } else { Err(Refusal::NotHeld) }
     }
 
+    /// Whether there are sessions beside the one of this process, also such that may come back.
+    #[must_use]
+    pub fn has_others(&self) -> bool {
+        self.sessions.values().any(|session| session.expires != NEVER)
+    }
+
+    /// Whether recalls that began up to now are all answered, as seen then: `since` is what this answered first.
+    #[must_use]
+    pub fn recalled(&self, since: Option<GrantId>) -> (bool, GrantId) {
+        let last = since.unwrap_or(self.last);
+        (self.recalls.keys().next().is_none_or(|&oldest| oldest > last), last)
+    }
+
+    pub(super) fn resides(&self, session: SessionId) -> bool {
+        self.sessions.get(&session).is_some_and(|known| known.expires == NEVER)
+    }
+
     pub(super) fn next_id(&mut self) -> GrantId {
         self.last.counter += 1;
         self.last
@@ -258,12 +301,17 @@ impl Table {
         self.sessions.values().any(|s| s.unknown)
     }
 
+    /// How long it has to give something back.
+    pub(super) fn recall_deadline(&self, now: u64, session: SessionId) -> u64 {
+        if self.resides(session) { NEVER } else { now + self.limits.recall }
+    }
+
     pub(super) fn is_live(&self, session: SessionId) -> bool {
         self.sessions.get(&session).is_some_and(|s| s.state == State::Live)
     }
 
     fn pass_time(&mut self, now: u64) {
-        let silent = self.recalls.values().take_while(|r| r.deadline <= now).map(|r| r.session);
+        let silent = self.recalls.values().filter(|r| r.deadline <= now).map(|r| r.session);
         let expired = self.sessions.iter().filter(|(_, s)| s.expires <= now).map(|(&id, _)| id);
         for session in silent.chain(expired).collect::<Vec<_>>() {
             match self.sessions.get(&session) {
@@ -336,7 +384,7 @@ impl Table {
 
     fn renew(&mut self, now: u64, session: SessionId, sent: u64) {
         let alone = self.sessions.len() == 1;
-        if let Some(known) = self.sessions.get_mut(&session) {
+        if let Some(known) = self.sessions.get_mut(&session).filter(|known| known.expires != NEVER) {
             known.expires = now + self.limits.ttl + self.limits.margin;
             self.send(session, ToClient::Renewed { sent, alone });
         }

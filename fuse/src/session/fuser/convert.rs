@@ -1,10 +1,15 @@
 //! The crate fuser's words for ours, and our answers as its replies.
 
+use std::ffi::OsStr;
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
-    Errno, FileAttr, FileType, FopenFlags, Generation, INodeNo, LockOwner, ReplyAttr, ReplyData, ReplyEmpty,
-    ReplyEntry, ReplyXattr, Request, TimeOrNow,
+    BackingId, Errno, FileAttr, FileHandle, FileType, FopenFlags, Generation, INodeNo, LockOwner, ReplyAttr,
+    ReplyCreate, ReplyData, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyOpen, ReplyWrite, ReplyXattr,
+    Request, TimeOrNow,
 };
 use kos_types::{
     Attr, Cred, Error, Fabric, FileKind, FileLock, Ino, Kind, LockAnswer, LockKind, Time, TimeChange, limits,
@@ -12,6 +17,7 @@ use kos_types::{
 
 use crate::fs::{Caching, Fs};
 use crate::jobs::{Caller, names_ttl};
+use crate::seal::{Backing, no_copy};
 
 pub(super) fn errno(e: &Error) -> Errno {
     if e.kind() == Kind::Io {
@@ -165,7 +171,83 @@ pub(super) fn caller(req: &Request) -> Caller {
     Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
 }
 
-pub(super) const fn open_flags(caching: &Caching) -> FopenFlags {
+pub(super) fn open<F: Fabric>(fs: &Fs<F>, reply: ReplyOpen, ino: Ino, flags: i32, leased: Result<(), Error>) {
+    let register = |copy: &File| reply.open_backing(copy).map(|id| Backing(Arc::new(id)));
+    match leased.and_then(|()| fs.open(ino, flags, &register)) {
+        Ok((handle, Caching::InPlace(backing))) => match backing.0.downcast_ref::<BackingId>() {
+            Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id),
+            None => reply.error(Errno::EIO),
+        },
+        Ok((handle, caching)) => reply.opened(FileHandle(handle), open_flags(&caching)),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+/// Open what was just created.
+pub(super) fn created<F: Fabric>(
+    fs: &Fs<F>,
+    reply: ReplyCreate,
+    parent: Ino,
+    flags: i32,
+    result: Result<Attr, Error>,
+) {
+    match result.and_then(|attr| Ok((fs.opened(attr.ino, flags, &no_copy)?, attr))) {
+        Ok(((handle, caching), attr)) => {
+            fs.told(attr.ino);
+            let ttl = names_ttl(parent, fs.ttl(&attr));
+            reply.created(&ttl, &file_attr(&attr), Generation(0), FileHandle(handle), open_flags(&caching));
+        }
+        // Through another mount, since the kernel looked: it looks again, and checks who may open.
+        Err(e) if e.kind() == Kind::Exists && flags & libc::O_EXCL == 0 => reply.error(Errno::ESTALE),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+/// A request holds at most a megabyte.
+pub(super) fn written(reply: ReplyWrite, len: usize, result: Result<(), Error>) {
+    match result {
+        Ok(()) => reply.written(len as u32),
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+/// Entries of a directory with their attributes. Those of files are looked at under leases: a file that is
+/// not in `leased` ends the listing for now, unless it is the first.
+pub(super) fn listing<F: Fabric>(
+    fs: &Fs<F>,
+    mut reply: ReplyDirectoryPlus,
+    dir: Ino,
+    after: u64,
+    leased: Option<Vec<Ino>>,
+) {
+    let mut told = Vec::new();
+    let mut first = true;
+    let result = fs.list(dir, after, |entry| {
+        let file = entry.attr.kind == FileKind::File;
+        if file && !first && leased.as_ref().is_some_and(|leased| !leased.contains(&entry.attr.ino)) {
+            return true;
+        }
+        first = false;
+        let name = OsStr::from_bytes(&entry.name);
+        let (node, attr) = (INodeNo(entry.attr.ino.0), file_attr(&entry.attr));
+        let ttl = names_ttl(dir, fs.ttl(&entry.attr));
+        let full = reply.add(node, entry.cookie, name, &ttl, &attr, Generation(0));
+        // The kernel counts each entry as a lookup, but for these two.
+        if !full && name != "." && name != ".." {
+            told.push(entry.attr.ino);
+        }
+        full
+    });
+    match result {
+        Ok(()) => {
+            told.into_iter().for_each(|ino| fs.told(ino));
+            reply.ok();
+        }
+        Err(e) => reply.error(errno(&e)),
+    }
+}
+
+const fn open_flags(caching: &Caching) -> FopenFlags {
     match caching {
         Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
         Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,

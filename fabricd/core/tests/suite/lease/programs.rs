@@ -116,7 +116,7 @@ impl World {
                 let at = self.arrival(|mount| &mut mount.up, c);
                 self.at(at, Event::Up(c, own.number, epoch, message));
             }
-            Output::Ready { request } => self.ready(c, request),
+            Output::Ready { request } | Output::Admitted { request, .. } => self.ready(c, request),
             Output::TimedOut { request } | Output::Busy { request } => self.failed(c, request),
             Output::Lost { request } => {
                 self.stats.lost += 1;
@@ -134,7 +134,7 @@ impl World {
                 }
                 self.check_flushed(c);
             }
-            Output::Invalidate { recall, ino, lane, span } => {
+            Output::Invalidate { recall, ino, lane, span, .. } => {
                 self.after(1..500, Event::Invalidated(c, recall, (ino, lane, span)));
             }
             Output::Abandon => self.abandon(c),

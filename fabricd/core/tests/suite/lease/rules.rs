@@ -186,7 +186,7 @@ fn too_many_requests_are_refused() {
         actions.iter().any(|a| matches!(a, Action::Send { message: ToClient::Refused { .. }, .. }))
     };
     assert_eq!((0..12).filter(|_| refused(&leader.ask(1, &[want]))).count(), 2);
-    assert!(refused(&leader.ask(0, &[want; 9])));
+    assert!(refused(&leader.ask(0, &[want; LIMITS.request_wants + 1])));
 }
 
 #[test]

@@ -1,0 +1,196 @@
+//! Requests under leases: what a mount must hold before it may answer from memory, or keep in memory what
+//! it is told. Alone, a mount has the whole tree and asks for nothing.
+
+mod gate;
+mod pages;
+mod returns;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use kos_types::lease::{Lane, Leases, Mode, Span, Want};
+use kos_types::{Error, Fabric, Ino, Kind, Result};
+
+use crate::control;
+use crate::file::PATIENCE;
+use crate::fs::Fs;
+use crate::jobs;
+
+pub(crate) use gate::Alone;
+use gate::Gate;
+use pages::{Pages, Range};
+pub(crate) use returns::{Returns, Watch};
+
+/// Inodes whose leases one listing asks for at once.
+pub(crate) const LISTED_MAX: usize = 32;
+
+/// What a mount knows of its leases.
+#[derive(Default)]
+pub(crate) struct Held {
+    /// Those who give leases back have the mount, so this must not keep them.
+    leases: OnceLock<Weak<dyn Leases>>,
+    gate: Gate,
+    pages: Arc<Pages>,
+    /// Open files through which pages may be mapped and changed without a word to us: while there are any, no
+    /// page of the inode is filled but under an exclusive lease.
+    mappable: Mutex<HashMap<Ino, u32>>,
+    /// The session is over, and what mappings still hand over is of it.
+    pub(crate) lost: AtomicBool,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether pages of a file opened so can be changed through a mapping.
+pub(crate) const fn may_map(flags: i32) -> bool {
+    flags & libc::O_ACCMODE == libc::O_RDWR
+}
+
+/// All of a file: its bytes, size and times.
+pub(crate) const fn whole(ino: Ino, mode: Mode) -> Want {
+    Want { ino, lane: Lane::Data, span: Span::ALL, mode }
+}
+
+impl Held {
+    /// From now on requests can have leases.
+    pub(crate) fn begin(&self, leases: &Arc<dyn Leases>) {
+        // Set once, when the mount begins.
+        drop(self.leases.set(Arc::downgrade(leases)));
+    }
+
+    pub(crate) fn opened(&self, ino: Ino, flags: i32) {
+        if may_map(flags) {
+            *lock(&self.mappable).entry(ino).or_default() += 1;
+        }
+    }
+
+    pub(crate) fn released(&self, ino: Ino, flags: i32) {
+        let mut mappable = lock(&self.mappable);
+        if may_map(flags)
+            && let Some(count) = mappable.get_mut(&ino)
+        {
+            *count -= 1;
+            if *count == 0 {
+                mappable.remove(&ino);
+            }
+        }
+    }
+
+    fn is_mappable(&self, ino: Ino) -> bool {
+        lock(&self.mappable).contains_key(&ino)
+    }
+
+    /// Under what a page may be filled now.
+    pub(crate) fn to_fill(&self, ino: Ino) -> Mode {
+        if self.is_mappable(ino) { Mode::Exclusive } else { Mode::Shared }
+    }
+}
+
+/// Whether other mounts may have the inode too.
+fn is_shared(ino: Ino) -> bool {
+    ino.view() == 0 && !control::owns(ino) && jobs::file_of(ino).is_none()
+}
+
+impl<F: Fabric> Fs<F> {
+    /// While this lives no other mount has joined: what runs meanwhile needs no lease.
+    pub(crate) fn alone(&self) -> Option<Alone<'_>> {
+        self.held.gate.enter(|| self.fabric.shared())
+    }
+
+    /// Nothing runs any more that began without a lease, now that one is needed.
+    pub(crate) fn drain(&self) -> Result<()> {
+        self.held.gate.drain(PATIENCE)
+    }
+
+    /// Run something as soon as it may: here and now, or later in another thread, with the reason why it may
+    /// not.
+    pub(crate) fn under(
+        self: &Arc<Self>,
+        wants: impl FnOnce() -> Vec<Want>,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        if let Some(_alone) = self.alone() {
+            return run(self, Ok(()));
+        }
+        self.ask(wants(), None, run);
+    }
+
+    /// The same, once it is known that a lease is needed, for what may bring a range of bytes into the kernel's
+    /// page cache.
+    pub(crate) fn ask(
+        self: &Arc<Self>,
+        mut wants: Vec<Want>,
+        range: Option<Range>,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        wants.retain(|want| is_shared(want.ino));
+        if wants.is_empty() {
+            return run(self, Ok(()));
+        }
+        let Some(leases) = self.held.leases.get().and_then(Weak::upgrade) else {
+            return run(self, Err(Error::new(Kind::Io, "leases: the mount ends")));
+        };
+        let fs = Arc::clone(self);
+        let run = move |held: Result<Box<dyn kos_types::lease::Held>>| match held {
+            Ok(held) => {
+                let admitted = held.admitted();
+                run(&fs, Ok(()));
+                if let Some(ino) = admitted {
+                    fs.held.pages.ended(ino, range);
+                }
+                // What a lost session did is discarded, and its files are told.
+                let _kept = held.end();
+            }
+            Err(e) => run(&fs, Err(e)),
+        };
+        leases.when(&wants, PATIENCE, Box::new(run));
+    }
+
+    /// Read under a lease.
+    pub(crate) fn read_under(
+        self: &Arc<Self>,
+        ino: Ino,
+        (off, len): Range,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        let mode = self.held.to_fill(ino);
+        self.ask(vec![whole(ino, mode)], Some((off, len)), move |fs, leased| {
+            // Somebody may have opened it meanwhile who can change pages unseen.
+            if leased.is_ok() && mode == Mode::Shared && fs.held.is_mappable(ino) {
+                return fs.read_under(ino, (off, len), run);
+            }
+            run(fs, leased);
+        });
+    }
+
+    /// What the kernel hands over of a mapping: there is something only under an exclusive lease, which is
+    /// given back when it has arrived.
+    pub(crate) fn write_back(&self, ino: Ino, off: u64, data: &[u8], kill: bool) -> Result<()> {
+        if self.held.lost.load(Ordering::SeqCst) {
+            return Err(Error::new(Kind::Fenced, "write: of a session that was lost"));
+        }
+        self.write(ino, Some(off), data, kill)
+    }
+
+    /// Leases for what a listing shows of files.
+    pub(crate) fn wants_of_listing(&self, dir: Ino, after: u64) -> Result<Vec<Want>> {
+        if !is_shared(dir) {
+            return Ok(Vec::new());
+        }
+        let entries = match self.fabric.list(dir, after, LISTED_MAX) {
+            // Whoever lists it says so.
+            Err(e) if matches!(e.kind(), Kind::Stale | Kind::NotDir) => Vec::new(),
+            other => other?,
+        };
+        let files = entries.into_iter().filter(|entry| entry.attr.kind == kos_types::FileKind::File);
+        Ok(files.map(|entry| whole(entry.attr.ino, Mode::Shared)).collect())
+    }
+}

@@ -1,0 +1,148 @@
+//! Throwing pages out while programs want them. The kernel waits for a page that is being read, and that
+//! read may be parked until the very lease is back that the page goes for. So what waits too long lets the parked
+//! requests run, and what they brought into the page cache goes in another round.
+
+use std::collections::HashMap;
+use std::io;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use kos_types::Ino;
+
+use crate::session::Caches;
+
+/// Throwing out takes some microseconds a page, unless it waits for a request.
+pub(super) const STUCK: Duration = Duration::from_millis(5);
+/// More ranges than this are the whole file.
+const RANGES_MAX: usize = 64;
+/// Looks at nothing at all.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// Bytes from an offset on; all for no bytes.
+pub(super) type Range = (u64, u64);
+const WHOLE: Range = (0, 0);
+
+#[derive(Debug)]
+struct Round {
+    /// When the kernel was asked, while it works.
+    since: Option<Instant>,
+    /// Requests are being let in: how many is not known yet.
+    admitting: bool,
+    /// Those let in and not ended; below zero when they end before they are counted.
+    running: i64,
+    /// What they touched.
+    ranges: Vec<Range>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    rounds: HashMap<Ino, Round>,
+    stopping: bool,
+}
+
+/// The inodes whose pages are being thrown out.
+#[derive(Debug, Default)]
+pub(crate) struct Pages {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Pages {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+        self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    /// Throw out all pages of a file, also those that come while that goes on.
+    pub(super) fn drop_all(&self, kernel: &dyn Caches, ino: Ino) -> io::Result<()> {
+        self.claim(ino);
+        let mut ranges = vec![WHOLE];
+        let result = loop {
+            let dropped = ranges.iter().try_for_each(|&(off, len)| {
+                self.begin(ino);
+                kernel.drop_range(ino, off, len)
+            });
+            ranges = self.end(ino);
+            if dropped.is_err() || ranges.is_empty() {
+                break dropped;
+            }
+        };
+        self.state().rounds.remove(&ino);
+        self.changed.notify_all();
+        result
+    }
+
+    /// One at a time for each inode.
+    fn claim(&self, ino: Ino) {
+        let mut state = self.state();
+        while state.rounds.contains_key(&ino) {
+            state = self.wait(state, IDLE);
+        }
+        state.rounds.insert(ino, Round { since: None, admitting: false, running: 0, ranges: Vec::new() });
+    }
+
+    fn begin(&self, ino: Ino) {
+        if let Some(round) = self.state().rounds.get_mut(&ino) {
+            round.since = Some(Instant::now());
+        }
+        self.changed.notify_all();
+    }
+
+    /// Wait for those let in, and answer what they touched.
+    fn end(&self, ino: Ino) -> Vec<Range> {
+        let mut state = self.state();
+        loop {
+            let Some(round) = state.rounds.get_mut(&ino) else { return Vec::new() };
+            round.since = None;
+            if !round.admitting && round.running == 0 {
+                return std::mem::take(&mut round.ranges);
+            }
+            // They wait for the fabric, and that has deadlines.
+            state = self.wait(state, IDLE);
+        }
+    }
+
+    /// A request that was let in has its answer.
+    pub(super) fn ended(&self, ino: Ino, range: Option<Range>) {
+        if let Some(round) = self.state().rounds.get_mut(&ino) {
+            round.running -= 1;
+            if round.ranges.len() == RANGES_MAX {
+                round.ranges = vec![WHOLE];
+            }
+            round.ranges.extend(range);
+        }
+        self.changed.notify_all();
+    }
+
+    /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.
+    pub(super) fn watch(&self, admit: impl Fn(Ino) -> usize) {
+        let mut state = self.state();
+        while !state.stopping {
+            let stuck = |round: &Round| round.since.is_some_and(|since| since.elapsed() >= STUCK);
+            let found = state.rounds.iter_mut().find(|(_, round)| stuck(round));
+            let Some((&ino, round)) = found else {
+                let busy = state.rounds.values().any(|round| round.since.is_some());
+                state = self.wait(state, if busy { STUCK } else { IDLE });
+                continue;
+            };
+            round.admitting = true;
+            round.since = Some(Instant::now());
+            drop(state);
+            let admitted = admit(ino);
+            state = self.state();
+            if let Some(round) = state.rounds.get_mut(&ino) {
+                round.admitting = false;
+                round.running += i64::try_from(admitted).unwrap_or(i64::MAX);
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    pub(super) fn stop(&self) {
+        self.state().stopping = true;
+        self.changed.notify_all();
+    }
+}

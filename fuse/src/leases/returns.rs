@@ -1,0 +1,113 @@
+//! Giving leases back: what is buffered is committed, what is cached goes. All of it happens in threads of the
+//! leases and of [`Watch`], never in one that serves requests: those are needed for it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use kos_types::lease::{Cache, Lane, Leases, Mode, Span, TREE};
+use kos_types::{Error, Fabric, Ino, Kind, Result};
+
+use super::pages::Pages;
+use crate::fs::Fs;
+use crate::session::Caches;
+
+/// Between tries to flush.
+const PAUSE: Duration = Duration::from_millis(200);
+/// After so long what cannot be flushed is given up: somebody waits for it.
+const TRIED: Duration = Duration::from_secs(8);
+
+/// A mount's memory, as its leases see it.
+pub(crate) struct Returns<F> {
+    pub(crate) fs: Arc<Fs<F>>,
+    pub(crate) kernel: Arc<dyn Caches>,
+}
+
+impl<F: Fabric> Returns<F> {
+    fn files(&self, ino: Ino) -> Vec<Ino> {
+        if ino == TREE { self.fs.files.open_files() } else { vec![ino] }
+    }
+
+    /// Commit what is buffered of a file, or discard it and tell its users.
+    fn flush_file(&self, ino: Ino) {
+        let start = Instant::now();
+        while let Err(e) = self.fs.files.flush(ino) {
+            if start.elapsed() > TRIED {
+                let what = format!("inode {}: {e}; another mount waited for it", ino.0);
+                self.fs.fabric.report("lost", &what);
+                self.fs.files.discard(ino, &e);
+                return;
+            }
+            thread::sleep(PAUSE);
+        }
+    }
+
+    fn drop_pages(&self, ino: Ino) {
+        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, ino) {
+            kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
+        }
+    }
+}
+
+impl<F: Fabric> Cache for Returns<F> {
+    fn flush(&self, ino: Ino, _lane: Lane, _span: Span) {
+        self.files(ino).into_iter().for_each(|ino| self.flush_file(ino));
+    }
+
+    fn invalidate(&self, ino: Ino, _lane: Lane, _span: Span, mode: Mode) {
+        for ino in self.files(ino) {
+            // Pages that may be changed unseen are only there under an exclusive lease. Under a shared one there
+            // may be a request for such a page, which waits for the exclusive lease, and the kernel for it.
+            if mode == Mode::Shared && self.fs.held.to_fill(ino) == Mode::Exclusive {
+                if let Err(e) = self.kernel.drop_attributes(ino) {
+                    kos_types::log!("kos-fuse: inode {} may be seen as it was: {e}", ino.0);
+                }
+                continue;
+            }
+            self.drop_pages(ino);
+            if mode == Mode::Exclusive {
+                self.flush_file(ino);
+            }
+        }
+    }
+
+    fn abandon(&self) -> Vec<Ino> {
+        self.fs.held.lost.store(true, Ordering::SeqCst);
+        self.fs.files.open_files().into_iter().for_each(|ino| self.drop_pages(ino));
+        let why = Error::new(Kind::Io, "the session was lost, and with it what was not flushed");
+        let discarded = self.fs.files.discard_all(&why);
+        for ino in &discarded {
+            self.fs.fabric.report("lost", &format!("inode {}: {why}", ino.0));
+        }
+        self.fs.held.lost.store(false, Ordering::SeqCst);
+        discarded
+    }
+}
+
+/// The thread that lets requests in where the kernel waits for them; it ends when this is dropped.
+pub(crate) struct Watch {
+    pages: Arc<Pages>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Watch {
+    pub(crate) fn start<F: Fabric>(fs: &Fs<F>, leases: Arc<dyn Leases>) -> Result<Self> {
+        let pages = Arc::clone(&fs.held.pages);
+        let own = Arc::clone(&pages);
+        let thread = thread::Builder::new()
+            .name("lease-watch".into())
+            .spawn(move || own.watch(|ino| leases.admit(ino)))
+            .map_err(|e| Error::io("lease-watch: thread", &e))?;
+        Ok(Self { pages, thread: Some(thread) })
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        self.pages.stop();
+        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
+            kos_types::log!("kos-fuse: the watch of leases panicked");
+        }
+    }
+}
