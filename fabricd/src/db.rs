@@ -13,6 +13,8 @@ use crate::maps::Maps;
 const CACHE_BYTES: usize = 64 << 20;
 /// Memory of one table of recent writes.
 const WRITE_BUFFER_BYTES: usize = 32 << 20;
+/// Of that for a filter of its keys: ten bits for each of 200,000.
+const FILTER_RATIO: f64 = 0.01;
 /// Bytes of logs kept for recovery: what a start has to replay.
 const WAL_BYTES_MAX: u64 = 256 << 20;
 /// Open table files.
@@ -40,6 +42,9 @@ impl Db {
         let mut options = rocksdb::Options::default();
         options.create_if_missing(true);
         options.set_write_buffer_size(WRITE_BUFFER_BYTES);
+        // Most commands look for names and attributes that are not there: without a walk through the table.
+        options.set_memtable_whole_key_filtering(true);
+        options.set_memtable_prefix_bloom_ratio(FILTER_RATIO);
         options.set_max_total_wal_size(WAL_BYTES_MAX);
         options.set_max_open_files(FILES_MAX);
         options.set_keep_log_file_num(4);

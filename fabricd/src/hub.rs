@@ -494,6 +494,29 @@ impl Fabric for Session {
         self.propose_numbered(0, 0, op)
     }
 
+    fn propose_all(&self, ops: Vec<Op>) -> Vec<Result<Reply>> {
+        if self.is_remote() || ops.iter().any(|op| seals(op).is_some()) {
+            return ops.into_iter().map(|op| self.propose(op)).collect();
+        }
+        // Held to the end: an open that comes meanwhile finds gone what is dropped here.
+        let mut table = lock(&self.hub.table);
+        let (mut now, mut later) = (Vec::with_capacity(ops.len()), Vec::new());
+        for (at, op) in ops.into_iter().enumerate() {
+            match op {
+                Op::Reap { ino } if table.opens.contains_key(&ino) => {
+                    table.orphans.insert(ino);
+                    later.push(at);
+                }
+                op => now.push(op),
+            }
+        }
+        let table = now.iter().any(|op| matches!(op, Op::Reap { .. })).then_some(table);
+        let mut replies = self.hub.node.propose_all(now);
+        drop(table);
+        later.into_iter().for_each(|at| replies.insert(at, Ok(Reply::Done)));
+        replies
+    }
+
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
         self.hub.node.lookup(parent, name)
     }

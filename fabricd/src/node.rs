@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
-use kos_core::{AsOf, Tables, job, keys, policy, read};
+use kos_core::{AsOf, Overlay, Tables, job, keys, policy, read};
 use kos_store::fault;
+use kos_types::limits::GROUP_MAX;
 use kos_types::{
     Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Pin,
     Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
@@ -24,7 +25,7 @@ use crate::policies::Policies;
 use crate::room::Rooms;
 use crate::standing::Redundancy;
 use crate::status::Counters;
-use crate::stripes::{Ids, IndexChanges, Stripes};
+use crate::stripes::{Ids, IndexChanges, Settled, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
 use crate::{collector, compact, copier, rebuild, room, scrub, shards, spill};
@@ -305,33 +306,59 @@ impl Inner {
 
     /// The same, with changes of the shards' index in the same batch.
     pub(crate) fn propose_with(&self, origin: Origin, op: Op, index: IndexChanges) -> Result<Reply> {
-        let drops = matches!(op, Op::DropSnapshot { .. });
-        let reaped = if let Op::Reap { ino } = op { Some(ino) } else { None };
-        // A job's records also go with its directory.
-        let of_jobs = matches!(&op, Op::Job(_) | Op::Rmdir { parent: JOBS, .. });
+        self.apply(vec![(origin, op, index)]).pop().unwrap_or_else(no_answer)
+    }
+
+    /// Apply commands in order and put what they changed in force with one write: that costs as much as
+    /// applying one of them.
+    fn apply(&self, group: Vec<(Origin, Op, IndexChanges)>) -> Vec<Result<Reply>> {
         let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
-        // Read under the lock: later commits never have earlier times but for a clock set back.
-        let command = Command { now: now(), origin, op };
-        let applied = kos_core::apply(&*self.db, &command)?;
-        // None when it is the answer to a command that was applied before.
-        if !applied.changes.is_empty() {
-            self.db.write(db::join(applied.changes, index)).inspect_err(|_| {
-                // What failed may be there or not.
-                self.policies.forget();
-                *self.doubt() = true;
-            })?;
-            self.policies.applied(&command.op, &applied.reply);
+        let mut tables = Overlay::new(&*self.db);
+        let mut index = Vec::new();
+        let run = |(origin, op, own): (Origin, Op, IndexChanges)| {
+            // Read under the lock: later commits never have earlier times but for a clock set back.
+            let command = Command { now: now(), origin, op };
+            let reply = kos_core::apply(&tables, &command).map(|applied| {
+                // None when it is the answer to a command that was applied before.
+                let changed = !applied.changes.is_empty();
+                tables.absorb(applied.changes);
+                index.extend(own);
+                (applied.reply, changed)
+            });
+            (command.op, reply)
+        };
+        let ran: Vec<_> = group.into_iter().map(run).collect();
+        let changes = tables.into_changes();
+        let written = if changes.is_empty() { Ok(()) } else { self.db.write(db::join(changes, index)) };
+        if written.is_err() {
+            // What failed may be there or not.
+            self.policies.forget();
+            *self.doubt() = true;
         }
-        if drops {
+        let end = |(op, reply): (Op, Result<(Reply, bool)>)| {
+            let (reply, changed) = reply?;
+            written.clone()?;
+            if changed {
+                self.in_force(&op, &reply);
+            }
+            Ok(reply)
+        };
+        ran.into_iter().map(end).collect()
+    }
+
+    /// What follows from a command, before the next one.
+    fn in_force(&self, op: &Op, reply: &Reply) {
+        self.policies.applied(op, reply);
+        if matches!(op, Op::DropSnapshot { .. }) {
             self.prune.store(true, Ordering::Relaxed);
         }
-        if let Some(ino) = reaped {
-            self.copies.forget(ino);
+        if let Op::Reap { ino } = op {
+            self.copies.forget(*ino);
         }
-        if of_jobs {
+        // A job's records also go with its directory.
+        if matches!(op, Op::Job(_) | Op::Rmdir { parent: JOBS, .. }) {
             self.bell.ring();
         }
-        Ok(applied.reply)
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
@@ -377,27 +404,61 @@ impl Inner {
     }
 
     pub(crate) fn commit(&self, origin: Origin, op: Op) -> Result<Reply> {
-        // Its stripes are settled already.
+        self.commit_all(origin, vec![op]).pop().unwrap_or_else(no_answer)
+    }
+
+    /// Apply changes together, each with the stripes it brings.
+    fn commit_all(&self, origin: Origin, ops: Vec<Op>) -> Vec<Result<Reply>> {
+        let mut group = Vec::with_capacity(ops.len());
+        let settle = |op: Op| {
+            let mut settled = self.settle(origin, &op)?;
+            group.push((origin, op, std::mem::take(&mut settled.records)));
+            Ok(settled)
+        };
+        let settled: Vec<Result<Settled>> = ops.into_iter().map(settle).collect();
+        let mut replies = self.apply(group).into_iter();
+        let end = |settled: Result<Settled>| {
+            let settled = settled?;
+            let reply = replies.next().unwrap_or_else(no_answer);
+            self.settled(&settled, &reply);
+            reply
+        };
+        settled.into_iter().map(end).collect()
+    }
+
+    /// Take the stripes that a command brings, as durable as their class says.
+    fn settle(&self, origin: Origin, op: &Op) -> Result<Settled> {
+        // Applied before: its stripes are settled already.
         if origin.seq > 0 && Tables::get(&*self.db, &keys::answer(origin.session, origin.seq))?.is_some() {
-            return self.propose_with(origin, op, Vec::new());
+            return Ok(Settled::default());
         }
-        let settled = match &op {
+        let settled = match op {
             Op::Commit { stripes, .. } => self.stripes.settle(stripes)?,
             Op::Compact { stripe, .. } => self.stripes.settle(&[*stripe])?,
             Op::Append { stripe, policy, len, .. } => self.stripes.settle(&[(*stripe, *policy, *len)])?,
-            _ => return self.propose_with(origin, op, Vec::new()),
+            _ => return Ok(Settled::default()),
         };
         fault::at(fault::SETTLED).map_err(|e| Error::io("commit", &e))?;
-        let reply = self.propose_with(origin, op, settled.records.clone());
-        match &reply {
-            Ok(_) => self.stripes.settled(&settled),
+        Ok(settled)
+    }
+
+    /// The command that brought them was answered.
+    fn settled(&self, settled: &Settled, reply: &Result<Reply>) {
+        match reply {
+            Ok(_) => self.stripes.settled(settled),
             // The tables may hold it or not, and a restart may show it: then its bytes must be
             // there. What they do not hold, the next start gives back.
-            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => *self.doubt() = true,
-            Err(_) => self.stripes.drop_settled(&settled),
+            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {
+                *self.doubt() = true;
+            }
+            Err(_) => self.stripes.drop_settled(settled),
         }
-        reply
     }
+}
+
+/// Every command has an answer.
+fn no_answer() -> Result<Reply> {
+    Err(Error::new(Kind::Io, "propose: no answer"))
 }
 
 impl Node {
@@ -440,6 +501,16 @@ impl Node {
 impl Fabric for Node {
     fn propose(&self, op: Op) -> Result<Reply> {
         self.inner.commit(Origin::default(), op)
+    }
+
+    fn propose_all(&self, mut ops: Vec<Op>) -> Vec<Result<Reply>> {
+        let mut replies = Vec::with_capacity(ops.len());
+        while !ops.is_empty() {
+            let rest = ops.split_off(ops.len().min(GROUP_MAX));
+            replies.extend(self.inner.commit_all(Origin::default(), ops));
+            ops = rest;
+        }
+        replies
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {

@@ -210,7 +210,7 @@ impl<F: Fabric> Fs<F> {
         }
         let mode = self.job_create((parent, name), kind, mode)?;
         let (cred, target, own) = (who.cred, target.to_vec(), name.to_vec());
-        match self.fabric.propose(Op::Create { parent, name: own, kind, mode, umask, cred, rdev, target })? {
+        match self.files.propose(Op::Create { parent, name: own, kind, mode, umask, cred, rdev, target })? {
             Reply::Attr(attr) => {
                 self.job_created((parent, name), attr.ino, who);
                 Ok(attr)
@@ -240,6 +240,8 @@ impl<F: Fabric> Fs<F> {
     /// What programs have written is in it, also what they did not flush.
     fn take_snapshot(&self, name: &[u8]) -> Result<Attr> {
         self.files.flush_all()?;
+        // Or it would hold what nobody can see in it.
+        self.files.reap();
         match self.fabric.propose(Op::TakeSnapshot { name: name.to_vec() })? {
             Reply::Snapshot(taken) => self.fabric.attr(ROOT.in_view(taken.view)),
             other => Err(unexpected(&other)),
@@ -270,7 +272,7 @@ impl<F: Fabric> Fs<F> {
     /// The kernel forgets an inode without a name when its last user lets go.
     pub(crate) fn unlinked(&self, attr: &Attr) {
         if attr.nlink == 0 && self.known.unnamed(attr.ino) {
-            self.reap(attr.ino);
+            self.files.abandon(attr.ino);
         }
     }
 
@@ -290,20 +292,14 @@ impl<F: Fabric> Fs<F> {
     /// The kernel forgot so many of the answers that named an inode.
     pub(crate) fn forget(&self, ino: Ino, times: u64) {
         if self.known.forgot(ino, times) {
-            self.reap(ino);
+            self.files.abandon(ino);
         }
     }
 
     /// The mount is gone, and with it every user of a file.
     pub(crate) fn end(&self) {
-        self.known.end().into_iter().for_each(|ino| self.reap(ino));
-    }
-
-    pub(crate) fn reap(&self, ino: Ino) {
-        self.files.forget(ino);
-        if let Err(e) = self.fabric.propose(Op::Reap { ino }) {
-            kos_types::log!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
-        }
+        self.known.end().into_iter().for_each(|ino| self.files.abandon(ino));
+        self.files.reap();
     }
 
     pub(crate) fn rename(&self, from: Name<'_>, to: Name<'_>, mode: RenameMode, who: Caller) -> Result<()> {
@@ -326,7 +322,7 @@ impl<F: Fabric> Fs<F> {
             new_name: to.1.to_vec(),
             mode,
         };
-        match self.fabric.propose(op)? {
+        match self.files.propose(op)? {
             Reply::Renamed { replaced, .. } => {
                 if let Some(attr) = replaced {
                     self.unlinked(&attr);
@@ -497,6 +493,8 @@ impl<F: Fabric> Fs<F> {
         }
         if control::owns(ino) {
             let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
+            // What was removed before a command is gone for it.
+            self.files.reap();
             return write(data, &|| self.flush_all());
         }
         self.strip(ino, kill)?;
@@ -689,10 +687,12 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn usage(&self) -> Result<SpaceUsage> {
+        self.files.reap();
         self.fabric.usage()
     }
 
     pub(crate) fn flush_all(&self) -> Result<()> {
+        self.files.reap();
         self.files.flush_all().and_then(|()| self.fabric.sync())
     }
 }

@@ -262,6 +262,7 @@ pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64)
     let mut found = overlapping(txn, ino, off, end)?;
     // What was cut is behind: looking for it again would take quadratic time.
     while let Some(next) = found.last().map(|(start, last)| start + last.len) {
+        let is_end = found.len() < SCAN;
         for (start, record) in found {
             let stop = start + record.len;
             gone += stop.min(end) - start.max(off);
@@ -287,6 +288,9 @@ pub(crate) fn cut<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, end: u64)
                 (0, false) => drop_ref(txn, &record)?,
                 _ => (),
             }
+        }
+        if is_end {
+            break;
         }
         found = read::starting(&txn.tables, ino, next, end, SCAN)?;
     }

@@ -212,9 +212,11 @@ pub fn overlapping<T: Tables>(
         return Ok(Vec::new());
     }
     let mut from = off;
-    // None is longer than a stripe.
+    // None is longer than a stripe, and none begins before the file.
     let first = off.saturating_sub(limits::STRIPE_BYTES_MAX as u64);
-    if let Some((key, value)) = tables.last(&keys::extent(ino, first), &keys::extent(ino, off))? {
+    if off > 0
+        && let Some((key, value)) = tables.last(&keys::extent(ino, first), &keys::extent(ino, off))?
+    {
         let start = keys::field(&key, 9);
         if start + ExtentRecord::decode(&value)?.len > off {
             from = start;

@@ -71,7 +71,8 @@ impl Tables for MemTables {
     }
 }
 
-/// Tables with one command's changes on top; dropped when the command is refused.
+/// Tables with one command's changes on top, dropped when the command is refused; or those of several
+/// that are written together.
 #[derive(Debug)]
 pub struct Overlay<'a, T> {
     base: &'a T,
@@ -107,6 +108,11 @@ impl<'a, T: Tables> Overlay<'a, T> {
     /// What changed so far.
     pub fn changed(&self) -> impl Iterator<Item = (&Vec<u8>, &Option<Vec<u8>>)> {
         self.changes.iter()
+    }
+
+    /// Put what a command changed, which was run on top of this, in force here.
+    pub fn absorb(&mut self, changes: Changes) {
+        self.changes.extend(changes);
     }
 
     /// What changed.

@@ -63,6 +63,12 @@ pub trait Fabric: Send + Sync {
     /// As the operation says; on an error nothing has changed.
     fn propose(&self, op: Op) -> Result<Reply>;
 
+    /// The same for several, in order: each is applied or refused by itself. Cheaper than one after the
+    /// other where nobody needs the first one's answer to ask for the next.
+    fn propose_all(&self, ops: Vec<Op>) -> Vec<Result<Reply>> {
+        ops.into_iter().map(|op| self.propose(op)).collect()
+    }
+
     /// The inode that `name` in `parent` names.
     ///
     /// # Errors

@@ -26,6 +26,8 @@ pub const BLOCK_BYTES: usize = 4096;
 pub const DIRTY_BYTES_MAX: usize = 256 << 20;
 /// Seconds a dirty byte may wait before it is flushed: sync(2) may not reach a FUSE daemon.
 pub const DIRTY_AGE_SECS_MAX: u64 = 5;
+/// Changes applied together: the first waits for the last, and others for all of them.
+pub const GROUP_MAX: usize = 64;
 /// Entries of one listing request.
 pub const LIST_ENTRIES_MAX: usize = 1024;
 /// Bytes of a job's specification: scripts of any sane size, and a record that a database takes.

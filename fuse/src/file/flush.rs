@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use kos_types::limits::INLINE_BYTES_MAX;
-use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Policy, Result, StripeId};
+use kos_types::limits::{GROUP_MAX, INLINE_BYTES_MAX};
+use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Policy, Reply, Result, StripeId};
 
 use super::deadline::{Deadline, Held};
 use super::dirty::Dirty;
@@ -62,10 +62,13 @@ pub(crate) fn flush<'a, F: Fabric>(
         let policy = first.policy;
         let (same, other) = jobs.into_iter().partition(|job| job.policy == policy);
         jobs = other;
-        let mut results = write(fabric, policy, &same, deadline);
-        // A daemon that was started anew has lost stripes that nothing names yet.
-        if results.iter().any(is_stale) {
-            results = write(fabric, policy, &same, deadline);
+        let mut results = write(fabric, policy, &same.iter().collect::<Vec<_>>(), deadline);
+        // A daemon that was started anew has lost stripes that nothing names yet; and a commit that was
+        // refused takes those along that it would have brought for others.
+        let (stale, jobs): (Vec<usize>, Vec<&Job<'_>>) =
+            same.iter().enumerate().filter(|(at, _)| is_stale(&results[*at])).unzip();
+        for (at, result) in stale.into_iter().zip(write(fabric, policy, &jobs, deadline)) {
+            results[at] = result;
         }
         for (job, result) in same.into_iter().zip(results) {
             let (left, error) = settle(fabric, job.node, &job.taken, result);
@@ -112,46 +115,59 @@ fn is_stale<T>(result: &Result<T>) -> bool {
 }
 
 /// Write and commit files of one policy; an answer for each.
-fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[Job<'_>], deadline: Deadline) -> Vec<Result<Attr>> {
+fn write<F: Fabric>(fabric: &F, policy: Policy, jobs: &[&Job<'_>], deadline: Deadline) -> Vec<Result<Attr>> {
     let none = Dirty::default();
     let dirty: Vec<_> = jobs.iter().map(|job| if job.inline { &none } else { &*job.taken.dirty }).collect();
     let plan = pack(&dirty);
     let packed = &plan.stripes;
     let ids = write_stripes(fabric, policy, packed, deadline);
-    let mut introduced = vec![false; packed.len()];
-    let results = jobs
-        .iter()
-        .enumerate()
-        .map(|(file, job)| {
-            deadline.check(SLOW)?;
-            let (mut stripes, mut extents, mut brought) = (Vec::new(), Vec::new(), Vec::new());
-            for (at, (packed, id)) in packed.iter().zip(&ids).enumerate() {
-                let mut own = packed.extents(file, StripeId(0)).peekable();
-                if own.peek().is_none() {
-                    continue;
-                }
-                let id = id.clone()?;
-                extents.extend(packed.extents(file, id));
-                // The first commit brings the stripe in; the others find it there.
-                if !introduced[at] {
-                    stripes.push((id, policy, packed.data.len() as u64));
-                    brought.push(at);
-                }
+    // Which file's commit brings a stripe in; those of the others find it there.
+    let mut brought_by = vec![None; packed.len()];
+    let mut ops = Vec::with_capacity(jobs.len());
+    let mut commit = |file: usize, job: &Job<'_>| {
+        let (mut stripes, mut extents) = (Vec::new(), Vec::new());
+        for (at, (packed, id)) in packed.iter().zip(&ids).enumerate() {
+            let mut own = packed.extents(file, StripeId(0)).peekable();
+            if own.peek().is_none() {
+                continue;
             }
-            let holes = plan.holes(file);
-            let own = job.inline.then(|| job.taken.dirty.iter().map(|(off, bytes)| (off, bytes.to_vec())));
-            let inline = own.into_iter().flatten().collect();
-            let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
-            let reply =
-                fabric.propose(Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime })?;
-            brought.into_iter().for_each(|at| introduced[at] = true);
-            attr_of(reply)
-        })
-        .collect();
+            let id = id.clone()?;
+            extents.extend(packed.extents(file, id));
+            if *brought_by[at].get_or_insert(file) == file {
+                stripes.push((id, policy, packed.data.len() as u64));
+            }
+        }
+        let holes = plan.holes(file);
+        let own = job.inline.then(|| job.taken.dirty.iter().map(|(off, bytes)| (off, bytes.to_vec())));
+        let inline = own.into_iter().flatten().collect();
+        let (ino, size_min, mtime) = (job.node.ino(), job.taken.size.unwrap_or(0), job.taken.mtime);
+        ops.push(Op::Commit { ino, stripes, holes, extents, inline, size_min, mtime });
+        Ok(())
+    };
+    let built: Vec<Result<()>> = jobs.iter().enumerate().map(|(file, job)| commit(file, job)).collect();
+    let mut replies = propose(fabric, ops, deadline).into_iter();
+    let no_answer = || Err(Error::new(Kind::Io, "flush: no answer"));
+    let answer = |built: Result<()>| built.and_then(|()| attr_of(replies.next().unwrap_or_else(no_answer)?));
+    let results: Vec<Result<Attr>> = built.into_iter().map(answer).collect();
     // Written beside others that did not fit: each try writes new ones.
-    let given_up = ids.iter().zip(&introduced).filter(|(_, introduced)| !**introduced);
+    let is_in = |by: Option<usize>| by.is_some_and(|file: usize| results[file].is_ok());
+    let given_up = ids.iter().zip(&brought_by).filter(|(_, by)| !is_in(**by));
     given_up.filter_map(|(id, _)| id.as_ref().ok()).for_each(|&id| fabric.drop_stripe(id));
     results
+}
+
+/// Propose commits, as many together as the fabric takes.
+fn propose<F: Fabric>(fabric: &F, mut ops: Vec<Op>, deadline: Deadline) -> Vec<Result<Reply>> {
+    let mut replies = Vec::with_capacity(ops.len());
+    while !ops.is_empty() {
+        let rest = ops.split_off(ops.len().min(GROUP_MAX));
+        match deadline.check(SLOW) {
+            Ok(()) => replies.extend(fabric.propose_all(ops)),
+            Err(e) => replies.extend(ops.iter().map(|_| Err(e.clone()))),
+        }
+        ops = rest;
+    }
+    replies
 }
 
 /// Write stripes, a few at once; an answer for each.

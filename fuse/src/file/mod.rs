@@ -17,8 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX};
-use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, SetAttr, Source};
+use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX, GROUP_MAX};
+use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Reply, Result, SetAttr, Source};
 
 use deadline::Deadline;
 
@@ -49,6 +49,10 @@ pub(crate) struct Files<F> {
     /// Bytes in all buffers.
     dirty: AtomicUsize,
     flusher: OnceLock<SyncSender<Order>>,
+    /// Inodes without a name or a user, to be dropped together.
+    reaps: Mutex<Vec<Ino>>,
+    /// Held by whoever drops them.
+    reaping: Mutex<()>,
     /// Nodes that left the table: whoever looked at attributes meanwhile looks again.
     left: AtomicU64,
 }
@@ -61,6 +65,8 @@ impl<F: Fabric> Files<F> {
             nodes: Mutex::default(),
             dirty: AtomicUsize::new(0),
             flusher: OnceLock::new(),
+            reaps: Mutex::default(),
+            reaping: Mutex::default(),
             left: AtomicU64::new(0),
         }
     }
@@ -205,6 +211,7 @@ impl<F: Fabric> Files<F> {
     fn reserve(&self, ino: Ino, off: Option<u64>, bytes: u64) -> Result<()> {
         match self.fabric.reserve(ino, bytes, bytes) {
             Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::QuotaExceeded) => {
+                self.reap();
                 // Buffers may need less than was set aside for them, and what a flush has written and
                 // not committed counts twice. Its errors are told to the files they are of.
                 drop(self.flush_all());
@@ -296,7 +303,14 @@ impl<F: Fabric> Files<F> {
 
     pub(crate) fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
         let node = self.node(ino);
-        let (attr, gone) = node.set_attr(&*self.fabric, set, self.deadline())?;
+        let change = || node.set_attr(&*self.fabric, set.clone(), self.deadline());
+        let (attr, gone) = match change() {
+            Err(e) if e.kind() == Kind::QuotaExceeded => {
+                self.reap();
+                change()
+            }
+            result => result,
+        }?;
         self.shrunk(ino, gone);
         drop(node);
         self.leave(ino);
@@ -321,17 +335,51 @@ impl<F: Fabric> Files<F> {
         self.flush(to)?;
         let op = Op::Clone { from, from_off, to, to_off, len };
         let range = (to_off, to_off.saturating_add(len));
-        let gone = self.node(to).replace(range, || self.fabric.propose(op), self.deadline())?;
+        let gone = self.node(to).replace(range, || self.propose(op), self.deadline())?;
         self.shrunk(to, gone);
         Ok(())
     }
 
-    /// The file is gone for good.
-    pub(crate) fn forget(&self, ino: Ino) {
+    /// Nobody has a name or a use for this inode any more. It is dropped with others, a second later at
+    /// most: each by itself costs as much as its unlink.
+    pub(crate) fn abandon(&self, ino: Ino) {
         if let Some(node) = self.find(ino) {
             self.shrunk(ino, node.drop_buffer(self.deadline()));
         }
         self.leave(ino);
+        let waiting = {
+            let mut reaps = self.reaps.lock().unwrap_or_else(PoisonError::into_inner);
+            reaps.push(ino);
+            reaps.len()
+        };
+        if waiting >= GROUP_MAX {
+            self.reap();
+        }
+    }
+
+    /// Drop what was abandoned before this call.
+    pub(crate) fn reap(&self) {
+        let _one_at_a_time = self.reaping.lock().unwrap_or_else(PoisonError::into_inner);
+        let inodes = std::mem::take(&mut *self.reaps.lock().unwrap_or_else(PoisonError::into_inner));
+        for group in inodes.chunks(GROUP_MAX) {
+            let replies = self.fabric.propose_all(group.iter().map(|&ino| Op::Reap { ino }).collect());
+            for (ino, reply) in group.iter().zip(replies) {
+                if let Err(e) = reply {
+                    kos_types::log!("kos-fuse: dropping inode {}: {e}; the next start does it", ino.0);
+                }
+            }
+        }
+    }
+
+    /// Apply a change that takes room or quota: what was abandoned gives its own back first, if it must.
+    pub(crate) fn propose(&self, op: Op) -> Result<Reply> {
+        match self.fabric.propose(op.clone()) {
+            Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::QuotaExceeded) => {
+                self.reap();
+                self.fabric.propose(op)
+            }
+            result => result,
+        }
     }
 }
 
@@ -382,6 +430,7 @@ impl Flusher {
                     let state = node.state();
                     state.since.is_some_and(|since| since.elapsed() >= old) || state.is_large()
                 };
+                files.reap();
                 // Each error is reported where it happened and kept for the file's descriptors.
                 drop(files.flush_those(due));
             }

@@ -162,7 +162,9 @@ impl<F: Fabric> Fs<F> {
             Reply::Unlinked(attr) => {
                 self.unlinked(&attr);
                 if !self.is_open(attr.ino) {
-                    self.reap(attr.ino);
+                    self.files.abandon(attr.ino);
+                    // The kernel may still know the name: what it names is gone now, not in a second.
+                    self.files.reap();
                 }
                 Ok(())
             }

@@ -8,7 +8,8 @@ use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kos_types::{ROOT, RenameMode};
+use kos_types::limits::GROUP_MAX;
+use kos_types::{FileKind, Kind, ROOT, RenameMode, XattrMode};
 use rustix::fs::{CWD, RenameFlags, renameat_with};
 use rustix::io::Errno;
 
@@ -29,6 +30,7 @@ fn a_late_forget_drops_nothing_that_is_open() {
     fs.files.flush(ino).expect("flush");
     assert_eq!((model.orphans(), model.stripes()), (vec![ino], 1));
     fs.forget(ino, 1);
+    fs.files.reap();
     assert_eq!((model.orphans(), model.stripes()), (vec![], 0));
 }
 
@@ -39,11 +41,49 @@ fn what_a_rename_replaced_lives_while_it_is_known() {
     fs.rename((ROOT, b"a"), (ROOT, b"b"), RenameMode::Replace, root()).expect("rename");
     assert_eq!(model.orphans(), [b]);
     fs.forget(b, 1);
+    fs.files.reap();
     assert!(model.orphans().is_empty());
     // Nobody was told of it, so nobody can let go of it.
     fs.forget(a, 1);
     fs.unlink((ROOT, b"b")).expect("unlink");
+    fs.files.reap();
     assert!(model.orphans().is_empty());
+}
+
+#[test]
+fn what_was_unlinked_leaves_its_quota_to_the_next() {
+    let (_, fs) = unmounted();
+    let name = b"trusted.kos.quota";
+    fs.set_xattr(ROOT, name, (b"inodes=2", XattrMode::Any), 0).expect("quota");
+    let ino = create(&fs, "a");
+    let who = root();
+    let full = fs.create((ROOT, b"b"), FileKind::File, (0o644, 0, 0), who, b"");
+    assert_eq!(full.expect_err("full").kind(), Kind::QuotaExceeded);
+    fs.unlink((ROOT, b"a")).expect("unlink");
+    fs.forget(ino, 1);
+    create(&fs, "b");
+}
+
+/// Inodes are dropped many at a time; what is left when the mount ends goes then.
+#[test]
+fn everything_that_was_unlinked_goes() {
+    let (model, fs) = unmounted();
+    let unlinked = |count: usize| {
+        for i in 0..count {
+            let name = i.to_string();
+            let ino = create(&fs, &name);
+            fs.write(ino, Some(0), &[7; 5000], false).expect("write");
+            fs.files.flush(ino).expect("flush");
+            fs.unlink((ROOT, name.as_bytes())).expect("unlink");
+            fs.forget(ino, 1);
+        }
+    };
+    unlinked(GROUP_MAX);
+    assert_eq!((model.orphans(), model.stripes()), (vec![], 0), "as many as go together");
+    unlinked(GROUP_MAX - 1);
+    assert_eq!(model.orphans().len(), GROUP_MAX - 1);
+    fs.end();
+    assert_eq!((model.orphans(), model.stripes()), (vec![], 0));
 }
 
 fn wait_until_nothing_is_left(live: &mut Live) {

@@ -235,6 +235,7 @@ fn the_filesystem_equals_a_byte_array() {
         for ino in files {
             target.fs.forget(ino, 1);
         }
+        target.fs.files.reap();
         assert_eq!((model.stripes(), model.orphans()), (0, Vec::new()), "nothing is left");
     }
 }

@@ -376,6 +376,7 @@ fn the_filesystems_names_equal_a_tree() {
             let removed = target.fs.unlink((dir, name.as_bytes()));
             removed.or_else(|_| target.fs.rmdir((dir, name.as_bytes()))).expect("remove");
         }
+        target.fs.files.reap();
         assert_eq!((model.stripes(), model.orphans()), (0, Vec::new()), "nothing is left");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_core::{Applied, AsOf, Effect, MemTables, Tables, apply, initialise, read};
+use kos_core::{Applied, AsOf, Effect, MemTables, Overlay, Tables, apply, initialise, read};
 use kos_types::{Command, Error, FileKind, Ino, Kind, Op, Origin, ROOT, Reply, Source, StripeId, Time};
 
 use crate::ops::Ops;
@@ -33,6 +33,7 @@ fn side_by_side(seed: u64, seen: &mut Seen) {
     tables.write(initialise(Time::default()));
     let mut spec = Spec::new(read::inode(&tables, ROOT).expect("root").attr);
     let mut ops = Ops::new(seed);
+    let (mut before, mut group) = (tables.clone(), Vec::new());
     for step in 0..STEPS {
         let command = Command { now: ops.time(), origin: Origin::default(), op: ops.next(&spec) };
         let what = format!("seed {seed}, step {step}: {command:?}");
@@ -53,10 +54,26 @@ fn side_by_side(seed: u64, seen: &mut Seen) {
                 invariants::check_pruned(&tables);
             }
         }
+        group.push(command);
         if step % 10 == 9 {
             same_state(&tables, &spec, &what);
+            same_together(before, &std::mem::take(&mut group), &tables, &what);
+            before = tables.clone();
         }
     }
+}
+
+/// Commands applied one on top of the other and written at once leave the same tables.
+fn same_together(mut before: MemTables, group: &[Command], after: &MemTables, what: &str) {
+    let mut together = Overlay::new(&before);
+    for command in group {
+        if let Ok(applied) = apply(&together, command) {
+            together.absorb(applied.changes);
+        }
+    }
+    let changes = together.into_changes();
+    before.write(changes);
+    assert!(before == *after, "{what}: together");
 }
 
 fn reply(applied: &Result<Applied, Error>) -> Result<Reply, Kind> {
