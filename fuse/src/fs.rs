@@ -1,13 +1,15 @@
 //! What file operations mean, without a word of the kernel's protocol.
 
+mod sync;
+
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kos_types::{
-    Attr, Class, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result,
-    SetAttr, Source, SpaceUsage, XattrMode, limits,
+    Attr, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result, SetAttr,
+    Source, SpaceUsage, XattrMode, limits,
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
@@ -523,52 +525,6 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    /// close(2) of one descriptor: what failed in the background is told once.
-    pub(crate) fn closing(&self, ino: Ino, handle: u64) -> Result<()> {
-        if let Some(Handle::File { writes: true, .. }) = lock(&self.handles).get(&handle) {
-            self.files.quiet(ino);
-        }
-        self.tell_error(handle)?;
-        self.job_flushed(ino, handle)
-    }
-
-    fn tell_error(&self, handle: u64) -> Result<()> {
-        let (ino, mut seen) = match lock(&self.handles).get(&handle) {
-            Some(Handle::File { ino, errors_seen, .. }) => (*ino, *errors_seen),
-            _ => return Ok(()),
-        };
-        // Not under the lock of all handles: a file may be busy with the fabric.
-        let told = self.files.unseen_error(ino, &mut seen);
-        if let Some(Handle::File { errors_seen, .. }) = lock(&self.handles).get_mut(&handle) {
-            *errors_seen = seen;
-        }
-        told
-    }
-
-    pub(crate) fn fsync(&self, ino: Ino, handle: u64) -> Result<()> {
-        if control::owns(ino) {
-            return Ok(());
-        }
-        let flushed = self.files.flush(ino);
-        // Also marks an error of this very flush as told.
-        let told = self.tell_error(handle);
-        flushed.and(told)?;
-        // What is kept in memory survives a killed process without a disk's help, and no more
-        // was promised.
-        match self.fabric.policy(ino)?.class {
-            Class::Disk => self.fabric.sync(),
-            Class::Memory | Class::Scratch => Ok(()),
-        }
-    }
-
-    /// Names need no flush; the root stands for the whole mount.
-    pub(crate) fn fsync_dir(&self, ino: Ino) -> Result<()> {
-        if control::owns(ino) {
-            self.files.flush_all()?;
-        }
-        self.fabric.sync()
-    }
-
     /// `by` is the user who asks.
     pub(crate) fn allocate(&self, ino: Ino, off: u64, len: u64, mode: Allocate, by: u32) -> Result<()> {
         let end = off
@@ -689,10 +645,5 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn usage(&self) -> Result<SpaceUsage> {
         self.files.reap();
         self.fabric.usage()
-    }
-
-    pub(crate) fn flush_all(&self) -> Result<()> {
-        self.files.reap();
-        self.files.flush_all().and_then(|()| self.fabric.sync())
     }
 }
