@@ -121,11 +121,14 @@ fn a_refused_commit_fails_its_own_file_only() {
     model.refused.store(files[0].0, Ordering::Relaxed);
     assert_eq!(kind(fs.flush_all()), Kind::QuotaExceeded);
     assert_eq!(kind(fs.closing(files[0], handles[0])), Kind::QuotaExceeded);
-    fs.closing(files[0], handles[0]).expect("told once");
+    assert_eq!(kind(fs.closing(files[0], handles[0])), Kind::QuotaExceeded, "a close does not take it");
     fs.closing(files[1], handles[1]).expect("not its error");
     fs.closing(files[2], handles[2]).expect("not its error");
     model.refused.store(0, Ordering::Relaxed);
     fs.flush_all().expect("flush");
+    assert_eq!(kind(fs.fsync(files[0], handles[0])), Kind::QuotaExceeded);
+    fs.closing(files[0], handles[0]).expect("told");
+    fs.fsync(files[0], handles[0]).expect("told once");
     for file in files {
         assert_eq!(read(&fs, file, 0, 8).expect("read"), file.0.to_le_bytes());
     }
