@@ -379,10 +379,12 @@ if [ -n "$long" ]; then
     run fsx-two-mounts 7200 exercise_two fsx 50000 1 2 3
     run fsx-two-mounts-aligned 3600 exercise_two fsx-aligned 50000 11
     run sqlite-two-mounts 3600 sqlite DELETE 2000 "$other/mem/suites/sqlite-two-mounts"
+    run sqlite-two-mounts-wal 3600 sqlite WAL 20000 "$other/mem/suites/sqlite-two-mounts-wal"
 else
     run fsx-two-mounts 300 exercise_two fsx 1500 1 2
     run fsx-two-mounts-aligned 120 exercise_two fsx-aligned 1500 11
     run sqlite-two-mounts 300 sqlite DELETE 50 "$other/mem/suites/sqlite-two-mounts"
+    run sqlite-two-mounts-wal 300 sqlite WAL 200 "$other/mem/suites/sqlite-two-mounts-wal"
 fi
 
 echo "suites: $ran suites, $(minutes $((SECONDS - began_all)))"

@@ -14,9 +14,6 @@ use crate::second::*;
 /// Several stripes.
 const BYTES_MAX: usize = 3 << 20;
 const PAGE: usize = 4096;
-/// Mappings of the daemon's own mount follow what others write; those of the other one hold what was there when the
-/// file was opened (SEMANTICS.md, Several mounts), so that each use needs a new one.
-const MAPPINGS_FOLLOW: [bool; 2] = [true, false];
 
 /// A place and what is written there.
 type Range = (usize, usize);
@@ -24,7 +21,6 @@ type Range = (usize, usize);
 /// The file as one mount shows it: descriptors that stay open for a while.
 struct Side {
     path: PathBuf,
-    mappings_follow: bool,
     plain: Option<File>,
     direct: Option<File>,
     append: Option<File>,
@@ -32,8 +28,8 @@ struct Side {
 }
 
 impl Side {
-    fn new(path: PathBuf, mappings_follow: bool) -> Self {
-        Self { path, mappings_follow, plain: None, direct: None, append: None, map: None }
+    fn new(path: PathBuf) -> Self {
+        Self { path, plain: None, direct: None, append: None, map: None }
     }
 
     fn open(&self, flags: i32) -> File {
@@ -60,8 +56,7 @@ impl Side {
     /// A mapping of so many bytes at least, all of which the file has.
     fn map(&mut self, len: usize) -> &mut MmapMut {
         assert!(len <= BYTES_MAX);
-        if self.map.is_none() || !self.mappings_follow {
-            self.map = None;
+        if self.map.is_none() {
             let file = self.open(0);
             #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; the test owns the file")]
             // SAFETY: one thread uses file and mapping, and only bytes that the file has are touched.
@@ -204,8 +199,7 @@ fn alternate(align: usize, steps: usize) {
         .arg(daemon.mem()));
     assert_eq!(class, (Some(0), String::new()));
     let second = Second::mount(&daemon);
-    let side = |nth: usize, dir: PathBuf| Side::new(dir.join("file"), MAPPINGS_FOLLOW[nth]);
-    let mut sides = [side(0, daemon.mem()), side(1, second.mem())];
+    let mut sides = [daemon.mem(), second.mem()].map(|dir| Side::new(dir.join("file")));
     drop(sides[0].open(0));
     let seed = seed();
     let mut rng = Rng::new(seed);
