@@ -425,17 +425,17 @@ impl<F: Fabric> Fs<F> {
     /// A handle for a region; it may have gone since the kernel looked it up.
     pub(crate) fn opened(&self, ino: Ino, flags: i32, register: Register<'_>) -> Result<(u64, Caching)> {
         // O_DIRECT and O_APPEND go through the page cache: the kernel keeps those in step with it itself,
-        // which it does not do for descriptors whose bytes all come here (ADR 10, 76).
+        // which it does not do for descriptors whose bytes all come here (ADR 10, 76). But where others
+        // change the file too, the kernel does not know where an append ends.
+        let appends = flags & libc::O_APPEND != 0;
         let access = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => Access::Read,
-            libc::O_WRONLY if flags & libc::O_APPEND == 0 && self.streams.load(Ordering::Relaxed) => {
-                Access::Stream
-            }
+            _ if appends && self.fabric.shared() => Access::Stream,
+            libc::O_WRONLY if !appends && self.streams.load(Ordering::Relaxed) => Access::Stream,
             _ => Access::Write,
         };
         let attr = self.open_in_fabric(ino, access != Access::Read)?;
-        // With others about, that step is not ours alone: an append ends where the kernel does not know.
-        let cacheable = !self.direct && !self.fabric.shared();
+        let cacheable = !self.direct;
         let lend = || self.lend(&attr, register);
         let (node, way, backing) = self.files.open(ino, (access, cacheable), lend);
         let writes = access != Access::Read;
@@ -488,21 +488,21 @@ impl<F: Fabric> Fs<F> {
 
     /// Without an offset the bytes are appended: the kernel's idea of the end may be old, ours is
     /// taken under the file's lock. `kill` clears setuid and setgid: the kernel says so for
-    /// writers without privilege.
-    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8], kill: bool) -> Result<()> {
+    /// writers without privilege. Answers where they are now.
+    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8], kill: bool) -> Result<u64> {
         if let Some((id, file)) = jobs::file_of(ino) {
-            return self.job_file_write(id, file, data);
+            return self.job_file_write(id, file, data).map(|()| off.unwrap_or(0));
         }
         if control::owns(ino) {
             let write = self.control.file(ino)?.write.as_ref().ok_or_else(fixed)?;
             // What was removed before a command is gone for it.
             self.files.reap();
-            return write(data, &|| self.flush_all());
+            return write(data, &|| self.flush_all()).map(|()| off.unwrap_or(0));
         }
         self.strip(ino, kill)?;
-        self.files.write(ino, off, data)?;
+        let at = self.files.write(ino, off, data)?;
         self.job_written(ino);
-        Ok(())
+        Ok(at)
     }
 
     /// What a change of a file's bytes takes from it: setuid and setgid with `kill`, and capabilities, which

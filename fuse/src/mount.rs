@@ -124,7 +124,7 @@ pub fn mount<F: Fabric + 'static>(
     let mut watch = None;
     if let Some(leases) = &leases {
         fs.held.begin(leases);
-        watch = Some(Watch::start(&fs, Arc::clone(leases))?);
+        watch = Some(Watch::start(&fs, Arc::clone(leases), Arc::clone(&caches))?);
     }
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {

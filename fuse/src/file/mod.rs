@@ -135,6 +135,11 @@ impl<F: Fabric> Files<F> {
         self.find(ino).is_some_and(|node| node.state().opens.any_writes_past())
     }
 
+    /// Whether the kernel may have pages of a file for those who have it open.
+    pub(crate) fn is_cached(&self, ino: Ino) -> bool {
+        self.find(ino).is_some_and(|node| node.state().opens.any_cached())
+    }
+
     /// All files that are open.
     pub(crate) fn open_files(&self) -> Vec<Ino> {
         let nodes = self.nodes();
@@ -179,7 +184,8 @@ impl<F: Fabric> Files<F> {
         self.node(ino).read(&*self.fabric, off, out, self.deadline())
     }
 
-    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<()> {
+    /// Write at `off`, or at the end when there is none; answers where.
+    pub(crate) fn write(&self, ino: Ino, off: Option<u64>, data: &[u8]) -> Result<u64> {
         let node = self.node(ino);
         let own = node.state().bytes();
         if self.dirty.load(Ordering::Relaxed) > DIRTY_BYTES_MAX || own > 2 * FLUSH_BYTES {
@@ -189,14 +195,14 @@ impl<F: Fabric> Files<F> {
         }
         self.reserve(ino, off, data.len() as u64)?;
         let written = node.write(&*self.fabric, off, data);
-        let grown = *written.as_ref().unwrap_or(&0);
+        let grown = written.as_ref().map_or(0, |(_, grown)| *grown);
         self.fabric.release(ino, (data.len() - grown) as u64);
-        written?;
+        let (at, _) = written?;
         self.dirty.fetch_add(grown, Ordering::Relaxed);
         if node.state().is_large() {
             self.wake_flusher();
         }
-        Ok(())
+        Ok(at)
     }
 
     /// Flush what is large now. When an order waits already, that one will do.

@@ -166,8 +166,8 @@ impl Node {
         }
     }
 
-    /// Write at `off`, or at the end when there is none. Answers the change of buffered bytes.
-    pub(crate) fn write<F: Fabric>(&self, fabric: &F, off: Option<u64>, data: &[u8]) -> Result<usize> {
+    /// Write at `off`, or at the end when there is none. Answers where, and the change of buffered bytes.
+    pub(crate) fn write<F: Fabric>(&self, fabric: &F, off: Option<u64>, data: &[u8]) -> Result<(u64, usize)> {
         let (mut state, off) = match (off, self.state()) {
             (Some(off), state) => (state, off),
             (None, state) => {
@@ -186,7 +186,7 @@ impl Node {
         state.size = Some(state.size.unwrap_or(0).max(end));
         state.mtime = Some(now());
         state.since.get_or_insert_with(Instant::now);
-        Ok(state.dirty.bytes() - before)
+        Ok((off, state.dirty.bytes() - before))
     }
 
     /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.

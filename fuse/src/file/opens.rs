@@ -76,6 +76,10 @@ impl Opens {
         self.writing_past > 0
     }
 
+    pub(crate) const fn any_cached(self) -> bool {
+        self.cached > 0
+    }
+
     pub(crate) const fn any(self) -> bool {
         self.cached > 0 || self.reading_past > 0 || self.writing_past > 0 || self.in_place > 0
     }

@@ -31,7 +31,9 @@ impl<F: Fabric> Fs<F> {
                 target: Vec::new(),
             };
             match self.fabric.propose(op)? {
-                Reply::Attr(attr) => self.files.write(attr.ino, Some(0), format!("{why}\n").as_bytes()),
+                Reply::Attr(attr) => {
+                    self.files.write(attr.ino, Some(0), format!("{why}\n").as_bytes()).map(drop)
+                }
                 other => Err(Error::new(Kind::Io, format!("create: unexpected reply {other:?}"))),
             }
         });

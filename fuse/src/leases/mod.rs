@@ -173,11 +173,19 @@ impl<F: Fabric> Fs<F> {
 
     /// What the kernel hands over of a mapping: there is something only under an exclusive lease, which is
     /// given back when it has arrived.
-    pub(crate) fn write_back(&self, ino: Ino, off: u64, data: &[u8], kill: bool) -> Result<()> {
+    pub(crate) fn write_back(&self, ino: Ino, off: u64, data: &[u8], kill: bool) -> Result<u64> {
         if self.held.lost.load(Ordering::SeqCst) {
             return Err(Error::new(Kind::Fenced, "write: of a session that was lost"));
         }
         self.write(ino, Some(off), data, kill)
+    }
+
+    /// A write that the kernel put in one place is in another: the file was longer than the kernel knew. It has its
+    /// answer, for until then it holds its pages.
+    pub(crate) fn landed(&self, ino: Ino, (off, len): Range, at: u64) {
+        if at != off && self.files.is_cached(ino) {
+            self.held.pages.wrong(ino, (off, len));
+        }
     }
 
     /// Leases for what a listing shows of files.

@@ -22,6 +22,14 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(super) type Range = (u64, u64);
 const WHOLE: Range = (0, 0);
 
+/// Too many ranges are the whole file.
+fn add(ranges: &mut Vec<Range>, range: Option<Range>) {
+    if ranges.len() == RANGES_MAX {
+        *ranges = vec![WHOLE];
+    }
+    ranges.extend(range);
+}
+
 #[derive(Debug)]
 struct Round {
     /// When the kernel was asked, while it works.
@@ -37,6 +45,8 @@ struct Round {
 #[derive(Debug, Default)]
 struct State {
     rounds: HashMap<Ino, Round>,
+    /// Ranges that hold what belongs elsewhere.
+    wrong: HashMap<Ino, Vec<Range>>,
     stopping: bool,
 }
 
@@ -109,12 +119,33 @@ impl Pages {
     pub(super) fn ended(&self, ino: Ino, range: Option<Range>) {
         if let Some(round) = self.state().rounds.get_mut(&ino) {
             round.running -= 1;
-            if round.ranges.len() == RANGES_MAX {
-                round.ranges = vec![WHOLE];
-            }
-            round.ranges.extend(range);
+            add(&mut round.ranges, range);
         }
         self.changed.notify_all();
+    }
+
+    /// Have a range thrown out soon: the kernel put an append where the file ended as far as it knew.
+    pub(super) fn wrong(&self, ino: Ino, range: Range) {
+        add(self.state().wrong.entry(ino).or_default(), Some(range));
+        self.changed.notify_all();
+    }
+
+    /// Throw out what is in the wrong place, until [`Self::stop`].
+    pub(super) fn drop_wrong(&self, kernel: &dyn Caches) {
+        let mut state = self.state();
+        while !state.stopping {
+            let Some(ino) = state.wrong.keys().next().copied() else {
+                state = self.wait(state, IDLE);
+                continue;
+            };
+            let ranges = state.wrong.remove(&ino).unwrap_or_default();
+            drop(state);
+            let dropped = ranges.iter().try_for_each(|&(off, len)| kernel.drop_range(ino, off, len));
+            if let Err(e) = dropped {
+                kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
+            }
+            state = self.state();
+        }
     }
 
     /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.

@@ -85,29 +85,41 @@ impl<F: Fabric> Cache for Returns<F> {
     }
 }
 
-/// The thread that lets requests in where the kernel waits for them; it ends when this is dropped.
+/// The thread that lets requests in where the kernel waits for them, and the one that throws out what appends left
+/// in the wrong place; they end when this is dropped.
 pub(crate) struct Watch {
     pages: Arc<Pages>,
-    thread: Option<JoinHandle<()>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Watch {
-    pub(crate) fn start<F: Fabric>(fs: &Fs<F>, leases: Arc<dyn Leases>) -> Result<Self> {
+    pub(crate) fn start<F: Fabric>(
+        fs: &Fs<F>,
+        leases: Arc<dyn Leases>,
+        kernel: Arc<dyn Caches>,
+    ) -> Result<Self> {
         let pages = Arc::clone(&fs.held.pages);
+        let mut watch = Self { pages: Arc::clone(&pages), threads: Vec::new() };
         let own = Arc::clone(&pages);
-        let thread = thread::Builder::new()
-            .name("lease-watch".into())
-            .spawn(move || own.watch(|ino| leases.admit(ino)))
-            .map_err(|e| Error::io("lease-watch: thread", &e))?;
-        Ok(Self { pages, thread: Some(thread) })
+        watch.spawn("lease-watch", move || own.watch(|ino| leases.admit(ino)))?;
+        watch.spawn("lease-appends", move || pages.drop_wrong(&*kernel))?;
+        Ok(watch)
+    }
+
+    fn spawn(&mut self, name: &str, run: impl FnOnce() + Send + 'static) -> Result<()> {
+        let thread = thread::Builder::new().name(name.into()).spawn(run);
+        self.threads.push(thread.map_err(|e| Error::io("leases: thread", &e))?);
+        Ok(())
     }
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
         self.pages.stop();
-        if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            kos_types::log!("kos-fuse: the watch of leases panicked");
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                kos_types::log!("kos-fuse: a thread of the leases panicked");
+            }
         }
     }
 }

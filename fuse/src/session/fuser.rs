@@ -381,14 +381,16 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         let at = (flags.0 & libc::O_APPEND == 0 || mapped).then_some(offset);
         let node = ino(node);
         if let Some(_alone) = self.0.alone() {
-            return written(reply, data.len(), self.0.write(node, at, data, kill));
+            return written(reply, data.len(), &self.0.write(node, at, data, kill));
         }
         if mapped {
-            return written(reply, data.len(), self.0.write_back(node, offset, data, kill));
+            return written(reply, data.len(), &self.0.write_back(node, offset, data, kill));
         }
         let (data, range) = (data.to_vec(), Some((offset, data.len() as u64)));
         self.0.ask(vec![whole(node, Mode::Exclusive)], range, move |fs, leased| {
-            written(reply, data.len(), leased.and_then(|()| fs.write(node, at, &data, kill)));
+            let result = leased.and_then(|()| fs.write(node, at, &data, kill));
+            written(reply, data.len(), &result);
+            fs.landed(node, (offset, data.len() as u64), result.unwrap_or(offset));
         });
     }
 

@@ -93,7 +93,7 @@ fn a_write_that_fails_has_buffered_nothing() {
     let (mut written, mut failed) = (0, 0);
     while failed < 2 {
         match fs.write(file, Some(written), &part, false) {
-            Ok(()) => written += part.len() as u64,
+            Ok(_) => written += part.len() as u64,
             Err(e) => {
                 assert_eq!(e.kind(), Kind::TimedOut);
                 failed += 1;

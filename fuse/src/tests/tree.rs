@@ -296,7 +296,7 @@ impl Direct {
         match op {
             Op::File(name, bytes) => {
                 let ino = self.create(name, FileKind::File, "")?;
-                self.fs.write(ino, Some(0), bytes, false)
+                self.fs.write(ino, Some(0), bytes, false).map(drop)
             }
             Op::Dir(name) => self.create(name, FileKind::Dir, "").map(drop),
             Op::Symlink(name, to) => self.create(name, FileKind::Symlink, to).map(drop),

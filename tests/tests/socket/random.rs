@@ -24,12 +24,14 @@ struct Side {
     plain: Option<File>,
     direct: Option<File>,
     append: Option<File>,
+    read_only: Option<File>,
+    write_only: Option<File>,
     map: Option<MmapMut>,
 }
 
 impl Side {
     fn new(path: PathBuf) -> Self {
-        Self { path, plain: None, direct: None, append: None, map: None }
+        Self { path, plain: None, direct: None, append: None, read_only: None, write_only: None, map: None }
     }
 
     fn open(&self, flags: i32) -> File {
@@ -46,6 +48,17 @@ impl Side {
     fn direct(&mut self) -> &File {
         let new = self.direct.is_none().then(|| self.open(libc::O_DIRECT));
         self.direct.get_or_insert_with(|| new.expect("just opened"))
+    }
+
+    fn read_only(&mut self) -> &File {
+        let path = &self.path;
+        self.read_only.get_or_insert_with(|| File::open(path).expect("open to read"))
+    }
+
+    fn write_only(&mut self) -> &File {
+        let path = &self.path;
+        self.write_only
+            .get_or_insert_with(|| OpenOptions::new().write(true).open(path).expect("open to write"))
     }
 
     fn append(&mut self, data: &[u8]) {
@@ -73,7 +86,11 @@ impl Side {
             return if off < end { self.map(end)[off..end].to_vec() } else { Vec::new() };
         }
         let (mut out, mut at) = (vec![0; len], 0);
-        let file = if way == 1 { self.direct() } else { self.plain() };
+        let file = match way {
+            1 => self.direct(),
+            2 => self.plain(),
+            _ => self.read_only(),
+        };
         while at < len {
             match file.read_at(&mut out[at..], (off + at) as u64).expect("read") {
                 0 => break,
@@ -93,10 +110,12 @@ impl Side {
 
     /// Close some of what is open.
     fn close(&mut self, rng: &mut Rng) {
-        match rng.below(4) {
+        match rng.below(6) {
             0 => self.plain = None,
             1 => self.direct = None,
             2 => self.append = None,
+            3 => self.read_only = None,
+            4 => self.write_only = None,
             _ => self.map = None,
         }
     }
@@ -129,8 +148,8 @@ fn change(side: &mut Side, rng: &mut Rng, align: usize, bytes: &mut Vec<u8>) {
     let size = bytes.len();
     let end = size.min(off + len);
     let keep = FallocateFlags::KEEP_SIZE;
-    match rng.below(12) {
-        0..4 => {
+    match rng.below(13) {
+        0..3 => {
             let data = rng.bytes(len);
             side.plain().write_all_at(&data, off as u64).expect("write");
             put(bytes, off, &data);
@@ -167,6 +186,11 @@ fn change(side: &mut Side, rng: &mut Rng, align: usize, bytes: &mut Vec<u8>) {
             put(bytes, off, &data);
         }
         11 => side.plain().sync_all().expect("fsync"),
+        3 | 12 => {
+            let data = rng.bytes(len);
+            side.write_only().write_all_at(&data, off as u64).expect("write");
+            put(bytes, off, &data);
+        }
         // What has no room or no bytes there.
         _ => {
             let data = rng.bytes(len);
@@ -177,7 +201,7 @@ fn change(side: &mut Side, rng: &mut Rng, align: usize, bytes: &mut Vec<u8>) {
 }
 
 /// The same bytes and size through both, whoever changed them.
-fn compare(sides: &mut [Side; 2], rng: &mut Rng, align: usize, bytes: &[u8], step: &str) {
+fn compare(sides: &mut [Side], rng: &mut Rng, align: usize, bytes: &[u8], step: &str) {
     for (nth, side) in sides.iter_mut().enumerate() {
         let size = fs::metadata(&side.path).expect("stat").len();
         assert_eq!(size, bytes.len() as u64, "{step}: size at {nth}");
@@ -198,12 +222,18 @@ fn alternate(align: usize, steps: usize) {
         .args(["-n", "user.kos.durability", "-v", "memory"])
         .arg(daemon.mem()));
     assert_eq!(class, (Some(0), String::new()));
-    let second = Second::mount(&daemon);
+    let second = Second::place();
     let mut sides = [daemon.mem(), second.mem()].map(|dir| Side::new(dir.join("file")));
     drop(sides[0].open(0));
     let seed = seed();
     let mut rng = Rng::new(seed);
     let mut bytes = Vec::new();
+    // What is open then was opened by a mount that was alone.
+    for step in 0..rng.below(50) {
+        change(&mut sides[0], &mut rng, align, &mut bytes);
+        compare(&mut sides[..1], &mut rng, align, &bytes, &format!("KOS_SEED={seed} step {step} alone"));
+    }
+    assert_eq!(second.run(&source(&daemon, ""), "rw"), (Some(0), String::new()));
     for step in 0..steps {
         let by = rng.below(2) as usize;
         if rng.below(8) == 0 {

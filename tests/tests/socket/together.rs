@@ -3,7 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use kos_tests::{Daemon, Rng, wait_for};
 use memmap2::MmapOptions;
@@ -183,5 +183,81 @@ fn a_mapping_here_shows_what_is_written_there() {
         .and_then(|f| f.write_all_at(&[2; 100], 8092))
         .expect("write");
     assert_eq!((map[0], map[8091], map[8092], map[8191]), (1, 1, 2, 2));
+    daemon.stop();
+}
+
+/// Both read and write through descriptors that do only one of it: pages that are read are under a shared lease
+/// when a write, whose pages the kernel holds, waits for the exclusive one.
+#[test]
+fn writers_beside_readers_wait_for_nothing_of_their_own() {
+    const LEN: usize = 64 << 10;
+    let mut daemon = Daemon::with_ram(256 << 20);
+    in_memory(&daemon);
+    let path = daemon.mem().join("file");
+    fs::write(&path, vec![0; 2 * LEN]).expect("write");
+    let open = |path: &Path| {
+        let reader = File::open(path).expect("open");
+        reader.read_exact_at(&mut vec![0; 2 * LEN], 0).expect("read");
+        (reader, OpenOptions::new().write(true).open(path).expect("open"))
+    };
+    // Through the page cache: there is no other mount yet, and the reader was first.
+    let here = open(&path);
+    let second = Second::mount(&daemon);
+    let there = open(&second.mem().join("file"));
+    let both = [here, there];
+    std::thread::scope(|scope| {
+        for (nth, (reader, writer)) in both.iter().enumerate() {
+            scope.spawn(move || {
+                let mut rng = Rng::new(nth as u64);
+                let mut own = vec![0; LEN];
+                for step in 0..500 {
+                    let (off, data) = (rng.below(50_000) as usize, rng.bytes(10_000));
+                    writer.write_all_at(&data, (nth * LEN + off) as u64).expect("write");
+                    own[off..off + data.len()].copy_from_slice(&data);
+                    let mut found = vec![0; 2 * LEN];
+                    reader.read_exact_at(&mut found, 0).expect("read");
+                    assert!(found[nth * LEN..][..LEN] == own, "step {step} of {nth}");
+                }
+            });
+        }
+    });
+    drop(both);
+    assert!(fs::read(&path).expect("read") == fs::read(second.mem().join("file")).expect("read"));
+    second.umount(false);
+    daemon.stop();
+}
+
+/// The kernel puts an append where the file ended as far as it knows, when it was opened through the page cache.
+#[test]
+fn an_append_stays_in_no_wrong_place() {
+    const PART: usize = 8192;
+    let mut daemon = Daemon::with_ram(256 << 20);
+    in_memory(&daemon);
+    let path = daemon.mem().join("log");
+    let append = |path: &Path| OpenOptions::new().create(true).append(true).open(path).expect("open");
+    let mut here = append(&path);
+    let reader = File::open(&path).expect("open");
+    let second = Second::mount(&daemon);
+    let mut there = append(&second.mem().join("log"));
+    let mut rng = Rng::new(8);
+    let mut model = Vec::new();
+    for step in 0..20 {
+        for file in [&mut there, &mut here] {
+            let part = rng.bytes(PART);
+            file.write_all(&part).expect("append");
+            model.extend(part);
+        }
+        // Where the kernel thought the end was, and no further: it does not ask for the size again.
+        let off = model.len() - 2 * PART;
+        let mut found = vec![0; PART];
+        wait_for("the bytes in their place", || {
+            reader.read_exact_at(&mut found, off as u64).expect("read");
+            found == model[off..off + PART]
+        });
+        assert!(fs::read(&path).expect("read") == model, "step {step}, here");
+        assert!(fs::read(second.mem().join("log")).expect("read") == model, "step {step}, there");
+    }
+    drop((here, there, reader));
+    second.umount(false);
     daemon.stop();
 }

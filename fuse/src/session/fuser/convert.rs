@@ -204,10 +204,10 @@ pub(super) fn created<F: Fabric>(
 }
 
 /// A request holds at most a megabyte.
-pub(super) fn written(reply: ReplyWrite, len: usize, result: Result<(), Error>) {
+pub(super) fn written(reply: ReplyWrite, len: usize, result: &Result<u64, Error>) {
     match result {
-        Ok(()) => reply.written(len as u32),
-        Err(e) => reply.error(errno(&e)),
+        Ok(_) => reply.written(len as u32),
+        Err(e) => reply.error(errno(e)),
     }
 }
 
