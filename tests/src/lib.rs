@@ -27,6 +27,13 @@ pub struct Daemon {
     pub env: Vec<(String, String)>,
 }
 
+/// The repository that the tests are of: as cargo says when it runs them, for a build may be used again for another copy.
+#[must_use]
+pub fn repository() -> PathBuf {
+    let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
+    Path::new(&tests).join("..")
+}
+
 /// A binary of this workspace, which `make build` has made.
 #[must_use]
 pub fn binary(name: &str) -> PathBuf {
@@ -49,7 +56,7 @@ pub fn faulty_daemon() -> PathBuf {
             .args(["build", "--quiet", "--release", "--locked", "--workspace"])
             .args(["--features", "fabricd/faults", "--bin", "fabricd-faults", "--target-dir"])
             .arg(target)
-            .current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+            .current_dir(repository())
             .status();
         assert!(status.expect("cargo").success(), "fabricd-faults does not build");
         target.join("release/fabricd-faults")

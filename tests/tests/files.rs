@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kos_tests::{Daemon, Rng, wait_for};
+use kos_tests::{Daemon, Rng, repository, wait_for};
 use memmap2::MmapOptions;
 
 fn run(program: &str, args: &[&Path]) -> String {
@@ -22,7 +22,7 @@ fn run(program: &str, args: &[&Path]) -> String {
 #[test]
 fn a_tree_survives_copying_and_a_restart() {
     let mut daemon = Daemon::start();
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..");
+    let source = repository();
     for part in ["fabricd", "fuse", "store", "docs", "tests"] {
         let copy = daemon.mem().join(part);
         run("cp", &[Path::new("-a"), &source.join(part), &copy]);
