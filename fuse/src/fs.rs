@@ -55,6 +55,8 @@ enum Handle {
 pub(crate) enum Caching {
     /// Page cache, kept from the last open.
     Keep,
+    /// Page cache, emptied at this open.
+    Fresh,
     /// Every read and write comes here.
     Direct,
     /// The kernel reads a copy of the file, and asks nobody.
@@ -91,6 +93,8 @@ pub(crate) struct Fs<F> {
     pub(crate) streams: AtomicBool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
+    /// Relaxed files have been opened beside other mounts.
+    pub(crate) was_shared: AtomicBool,
     /// The kernel reads copies in place when it is told of them.
     pub(crate) in_place: AtomicBool,
 }
@@ -142,6 +146,7 @@ impl<F: Fabric> Fs<F> {
             direct: false,
             streams: AtomicBool::new(false),
             share_locks: false,
+            was_shared: AtomicBool::new(false),
             in_place: AtomicBool::new(false),
         }
     }
@@ -287,7 +292,7 @@ impl<F: Fabric> Fs<F> {
     }
 
     /// Inodes whose pages the kernel may have, also of files that are closed.
-    pub(crate) fn cached(&self) -> Vec<Ino> {
+    pub(crate) fn known(&self) -> Vec<Ino> {
         self.known.all()
     }
 
@@ -436,13 +441,14 @@ impl<F: Fabric> Fs<F> {
         };
         let attr = self.open_in_fabric(ino, access != Access::Read)?;
         let cacheable = !self.direct;
+        let consistency = self.fabric.sharing(ino)?.consistency;
         let lend = || self.lend(&attr, register);
-        let (node, way, backing) = self.files.open(ino, (access, cacheable), lend);
+        let (node, way, backing) = self.files.open(ino, (access, cacheable, consistency), lend);
         let writes = access != Access::Read;
         self.held.opened(ino, flags);
         let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors(), flags });
         self.job_opened(ino, handle, flags);
-        let ordinary = if way == Way::Cached { Caching::Keep } else { Caching::Direct };
+        let ordinary = if way == Way::Cached { self.cached(consistency) } else { Caching::Direct };
         Ok((handle, backing.map_or(ordinary, Caching::InPlace)))
     }
 

@@ -11,6 +11,7 @@ mod known;
 mod leases;
 mod locks;
 mod mount;
+mod relaxed;
 mod seal;
 mod session;
 #[cfg(test)]

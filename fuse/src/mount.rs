@@ -156,7 +156,7 @@ pub fn mount<F: Fabric + 'static>(
         }),
         drop_pages: Arc::new({
             let (fs, caches) = (Arc::clone(&fs), Arc::clone(&caches));
-            move || fs.drain().and_then(|()| write_back(&*caches, &fs.cached()))
+            move || fs.drain().and_then(|()| write_back(&*caches, &fs.known()))
         }),
         flush: Arc::new(move || fs.flush_all()),
         ended: session_ended,

@@ -18,7 +18,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kos_types::limits::{DIRTY_AGE_SECS_MAX, DIRTY_BYTES_MAX, GROUP_MAX};
-use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, Op, Reply, Result, SetAttr, Source};
+use kos_types::{Attr, Consistency, Error, Fabric, FileKind, Ino, Kind, Op, Reply, Result, SetAttr, Source};
 
 use deadline::Deadline;
 
@@ -95,15 +95,18 @@ impl<F: Fabric> Files<F> {
     }
 
     /// One more descriptor; `cacheable` says whether the page cache may be used for it at all. `lend` answers a
-    /// copy to read in place: the first open of a file decides for all that live at a time.
+    /// copy to read in place: the first open of a file decides for all that live at a time, also how it is shared.
     pub(crate) fn open(
         &self,
         ino: Ino,
-        (access, cacheable): (Access, bool),
+        (access, cacheable, consistency): (Access, bool, Consistency),
         lend: impl FnOnce() -> Option<Backing>,
     ) -> (Arc<Node>, Way, Option<Backing>) {
         let node = self.node(ino);
         let mut state = node.state();
+        if !state.opens.any() {
+            state.users.consistency = consistency;
+        }
         let backing = match &state.users.backing {
             None if !state.opens.any() => lend(),
             backing => backing.clone(),
@@ -138,6 +141,15 @@ impl<F: Fabric> Files<F> {
     /// Whether the kernel may have pages of a file for those who have it open.
     pub(crate) fn is_cached(&self, ino: Ino) -> bool {
         self.find(ino).is_some_and(|node| node.state().opens.any_cached())
+    }
+
+    /// Open files that are eventually the same everywhere.
+    pub(crate) fn eventual_files(&self) -> Vec<Ino> {
+        let eventual = |node: &Node| {
+            let state = node.state();
+            state.opens.any() && state.users.consistency == Consistency::Eventual
+        };
+        self.nodes().iter().filter(|(_, node)| eventual(node)).map(|(&ino, _)| ino).collect()
     }
 
     /// All files that are open.

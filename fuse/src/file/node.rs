@@ -3,7 +3,9 @@
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use kos_types::{Attr, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits};
+use kos_types::{
+    Attr, Consistency, Error, Fabric, Ino, Kind, Op, Reply, Result, SetAttr, SetSize, Source, Time, limits,
+};
 
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
@@ -52,6 +54,8 @@ pub(crate) struct Users {
     pub(crate) sealing: u32,
     /// The copy that all of them read.
     pub(crate) backing: Option<Backing>,
+    /// What the first of them found.
+    pub(crate) consistency: Consistency,
 }
 
 impl State {

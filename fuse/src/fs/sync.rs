@@ -9,8 +9,11 @@ impl<F: Fabric> Fs<F> {
     /// close(2) of one descriptor: what failed in the background is told, and by fsync still. A forked child
     /// closes its copy unasked, and would take the error with it.
     pub(crate) fn closing(&self, ino: Ino, handle: u64) -> Result<()> {
-        if let Some(Handle::File { writes: true, .. }) = lock(&self.handles).get(&handle) {
+        let writes = matches!(lock(&self.handles).get(&handle), Some(Handle::File { writes: true, .. }));
+        if writes {
             self.files.quiet(ino);
+            // What fails is told below.
+            drop(self.release_to_others(ino));
         }
         self.unseen_error(handle).0?;
         self.job_flushed(ino, handle)

@@ -16,6 +16,7 @@ use crate::control;
 use crate::file::PATIENCE;
 use crate::fs::Fs;
 use crate::jobs;
+use crate::relaxed::Then;
 
 pub(crate) use gate::Alone;
 use gate::Gate;
@@ -64,6 +65,11 @@ impl Held {
         if may_map(flags) {
             *lock(&self.mappable).entry(ino).or_default() += 1;
         }
+    }
+
+    /// Run something once no page of a file is in the kernel that is there now.
+    pub(crate) fn after_pages(&self, ino: Ino, then: Then) {
+        self.pages.drop_then(ino, then);
     }
 
     pub(crate) fn released(&self, ino: Ino, flags: i32) {
@@ -129,7 +135,7 @@ impl<F: Fabric> Fs<F> {
     ) where
         F: 'static,
     {
-        wants.retain(|want| is_shared(want.ino));
+        wants.retain(|want| is_shared(want.ino) && !self.is_relaxed(want.ino));
         if wants.is_empty() {
             return run(self, Ok(()));
         }

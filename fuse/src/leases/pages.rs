@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use kos_types::Ino;
 
+use crate::relaxed::Then;
 use crate::session::Caches;
 
 /// Throwing out takes some microseconds a page, unless it waits for a request.
@@ -42,16 +43,18 @@ struct Round {
     ranges: Vec<Range>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     rounds: HashMap<Ino, Round>,
     /// Ranges that hold what belongs elsewhere.
     wrong: HashMap<Ino, Vec<Range>>,
+    /// Requests that are answered when the pages of a file are out; each is one that the kernel waits for.
+    waiting: Vec<(Ino, Then)>,
     stopping: bool,
 }
 
 /// The inodes whose pages are being thrown out.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Pages {
     state: Mutex<State>,
     changed: Condvar,
@@ -130,22 +133,44 @@ impl Pages {
         self.changed.notify_all();
     }
 
-    /// Throw out what is in the wrong place, until [`Self::stop`].
-    pub(super) fn drop_wrong(&self, kernel: &dyn Caches) {
-        let mut state = self.state();
-        while !state.stopping {
-            let Some(ino) = state.wrong.keys().next().copied() else {
-                state = self.wait(state, IDLE);
-                continue;
-            };
-            let ranges = state.wrong.remove(&ino).unwrap_or_default();
-            drop(state);
+    /// Throw all pages out that are there now, and then run something.
+    pub(super) fn drop_then(&self, ino: Ino, then: Then) {
+        self.state().waiting.push((ino, then));
+        self.changed.notify_all();
+    }
+
+    /// Throw out what others ask for, until [`Self::stop`]; `each` is called each second.
+    pub(super) fn drop_for_others(&self, kernel: &dyn Caches, mut each: impl FnMut()) {
+        let drop_ranges = |ino: Ino, ranges: &[Range]| {
             let dropped = ranges.iter().try_for_each(|&(off, len)| kernel.drop_range(ino, off, len));
             if let Err(e) = dropped {
                 kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
             }
+        };
+        let mut last = Instant::now();
+        let mut state = self.state();
+        while !state.stopping {
+            let (wrong, waiting) = (std::mem::take(&mut state.wrong), std::mem::take(&mut state.waiting));
+            if wrong.is_empty() && waiting.is_empty() && last.elapsed() < IDLE {
+                state = self.wait(state, IDLE);
+                continue;
+            }
+            drop(state);
+            wrong.into_iter().for_each(|(ino, ranges)| drop_ranges(ino, &ranges));
+            for (ino, then) in waiting {
+                drop_ranges(ino, &[WHOLE]);
+                then();
+            }
+            if last.elapsed() >= IDLE {
+                each();
+                last = Instant::now();
+            }
             state = self.state();
         }
+        // They are answered all the same: nothing reads any more what is old.
+        let waiting = std::mem::take(&mut state.waiting);
+        drop(state);
+        waiting.into_iter().for_each(|(_, then)| then());
     }
 
     /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.

@@ -11,6 +11,7 @@ use kos_types::{Error, Fabric, Ino, Kind, Result};
 
 use super::pages::Pages;
 use crate::fs::Fs;
+use crate::relaxed::Seen;
 use crate::session::Caches;
 
 /// Between tries to flush.
@@ -85,16 +86,16 @@ impl<F: Fabric> Cache for Returns<F> {
     }
 }
 
-/// The thread that lets requests in where the kernel waits for them, and the one that throws out what appends left
-/// in the wrong place; they end when this is dropped.
+/// The thread that lets requests in where the kernel waits for them, and the one that throws out pages for other reasons
+/// than a recall; they end when this is dropped.
 pub(crate) struct Watch {
     pages: Arc<Pages>,
     threads: Vec<JoinHandle<()>>,
 }
 
 impl Watch {
-    pub(crate) fn start<F: Fabric>(
-        fs: &Fs<F>,
+    pub(crate) fn start<F: Fabric + 'static>(
+        fs: &Arc<Fs<F>>,
         leases: Arc<dyn Leases>,
         kernel: Arc<dyn Caches>,
     ) -> Result<Self> {
@@ -102,7 +103,8 @@ impl Watch {
         let mut watch = Self { pages: Arc::clone(&pages), threads: Vec::new() };
         let own = Arc::clone(&pages);
         watch.spawn("lease-watch", move || own.watch(|ino| leases.admit(ino)))?;
-        watch.spawn("lease-appends", move || pages.drop_wrong(&*kernel))?;
+        let (fs, mut seen) = (Arc::clone(fs), Seen::new());
+        watch.spawn("pages", move || pages.drop_for_others(&*kernel, || fs.refresh(&*kernel, &mut seen)))?;
         Ok(watch)
     }
 

@@ -442,10 +442,19 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             return reply.error(Errno::EINVAL);
         };
         if sleep && lock.kind.is_some() {
-            let deliver = Box::new(move |answer| locked(reply, answer));
+            let fs = Arc::clone(&self.0);
+            let tell =
+                move |answer| fs.acquire_from_others(ino(node), answer, |answer| locked(reply, answer));
+            let deliver = Box::new(tell);
             return self.0.locks.wait(&*self.0.fabric, (ino(node), fh.0), lock, req.pid(), deliver);
         }
-        locked(reply, self.0.locks.set(&*self.0.fabric, ino(node), fh.0, &lock));
+        if lock.kind.is_none() {
+            // What fails is told at fsync or close; the lock goes all the same.
+            drop(self.0.release_to_others(ino(node)));
+            return locked(reply, self.0.locks.set(&*self.0.fabric, ino(node), fh.0, &lock));
+        }
+        let answer = self.0.locks.set(&*self.0.fabric, ino(node), fh.0, &lock);
+        self.0.acquire_from_others(ino(node), answer, |answer| locked(reply, answer));
     }
 
     fn release(

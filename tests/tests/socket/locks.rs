@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -80,6 +81,39 @@ fn two_mounts_exclude_each_other() {
     there.lock().expect("flock");
     before.try_lock().expect("not seen here");
     second.umount(true);
+    daemon.stop();
+}
+
+/// Without leases a lock is what brings the other's bytes: taken, it reads what was written before it was given back.
+#[test]
+fn a_lock_brings_what_was_released_with_it() {
+    const ROUNDS: u64 = 100;
+    let mut daemon = sharing(256 << 20);
+    for (name, value) in [("user.kos.durability", "memory"), ("user.kos.consistency", "release")] {
+        let set = run(Command::new("setfattr").args(["-n", name, "-v", value]).arg(daemon.mem()));
+        assert_eq!(set, (Some(0), String::new()));
+    }
+    fs::write(daemon.mem().join("count"), [0; 8192]).expect("write");
+    let second = Second::mount(&daemon);
+    let files = [open(&daemon.mem(), "count"), open(&second.mem(), "count")];
+    thread::scope(|scope| {
+        for file in &files {
+            scope.spawn(move || {
+                for _ in 0..ROUNDS {
+                    wait_until_locked(file, (0, 8)).expect("lock");
+                    let mut count = [0; 8];
+                    file.read_exact_at(&mut count, 0).expect("read");
+                    let next = u64::from_le_bytes(count) + 1;
+                    file.write_all_at(&next.to_le_bytes(), 0).expect("write");
+                    take(file, libc::F_UNLCK, (0, 8)).expect("unlock");
+                }
+            });
+        }
+    });
+    drop(files);
+    let count = fs::read(second.mem().join("count")).expect("read");
+    assert_eq!(count[..8], (2 * ROUNDS).to_le_bytes());
+    second.umount(false);
     daemon.stop();
 }
 

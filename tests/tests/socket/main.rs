@@ -6,6 +6,7 @@ mod loss;
 mod mapped;
 mod random;
 mod refusals;
+mod relaxed;
 mod seal;
 mod second;
 mod together;

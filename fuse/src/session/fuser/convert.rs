@@ -252,6 +252,6 @@ const fn open_flags(caching: &Caching) -> FopenFlags {
         Caching::Keep => FopenFlags::FOPEN_KEEP_CACHE,
         Caching::Direct => FopenFlags::FOPEN_DIRECT_IO,
         // Its flag goes with the copy.
-        Caching::InPlace(_) => FopenFlags::empty(),
+        Caching::Fresh | Caching::InPlace(_) => FopenFlags::empty(),
     }
 }
