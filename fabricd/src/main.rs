@@ -125,7 +125,6 @@ fn run(args: &Args) -> Result<()> {
         source: source.clone(),
         threads,
         flags: MountFlags::empty(),
-        direct: false,
         share_locks: args.share_locks,
         first: true,
     };

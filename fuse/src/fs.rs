@@ -87,8 +87,6 @@ pub(crate) struct Fs<F> {
     known: Known,
     pub(crate) held: Held,
     pub(crate) locks: Arc<Locks>,
-    /// No file's bytes stay in the page cache.
-    pub(crate) direct: bool,
     /// What is only written goes past the page cache: the kernel can map a file that is open that way.
     pub(crate) streams: AtomicBool,
     /// POSIX locks are asked of the fabric.
@@ -143,7 +141,6 @@ impl<F: Fabric> Fs<F> {
             known: Known::default(),
             held: Held::default(),
             locks: Arc::default(),
-            direct: false,
             streams: AtomicBool::new(false),
             share_locks: false,
             was_shared: AtomicBool::new(false),
@@ -440,10 +437,9 @@ impl<F: Fabric> Fs<F> {
             _ => Access::Write,
         };
         let attr = self.open_in_fabric(ino, access != Access::Read)?;
-        let cacheable = !self.direct;
         let consistency = self.fabric.sharing(ino)?.consistency;
         let lend = || self.lend(&attr, register);
-        let (node, way, backing) = self.files.open(ino, (access, cacheable, consistency), lend);
+        let (node, way, backing) = self.files.open(ino, (access, consistency), lend);
         let writes = access != Access::Read;
         self.held.opened(ino, flags);
         let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors(), flags });

@@ -52,9 +52,6 @@ pub struct MountOptions {
     pub first: bool,
     /// What mount(2) is told: read-only, no devices and the like.
     pub flags: MountFlags,
-    /// Never keep a file's bytes in the page cache: for a mount that is not told of the changes
-    /// of others.
-    pub direct: bool,
     /// POSIX locks are the fabric's, for all mounts, and not the kernel's, for this one.
     pub share_locks: bool,
 }
@@ -100,7 +97,6 @@ pub fn mount<F: Fabric + 'static>(
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
-    fs.direct = options.direct;
     fs.share_locks = options.share_locks;
     let fs = Arc::new(fs);
     if options.first {

@@ -94,12 +94,12 @@ impl<F: Fabric> Files<F> {
         Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
     }
 
-    /// One more descriptor; `cacheable` says whether the page cache may be used for it at all. `lend` answers a
-    /// copy to read in place: the first open of a file decides for all that live at a time, also how it is shared.
+    /// One more descriptor; `lend` answers a copy to read in place. The first open of a file decides for all that live
+    /// at a time, also how it is shared.
     pub(crate) fn open(
         &self,
         ino: Ino,
-        (access, cacheable, consistency): (Access, bool, Consistency),
+        (access, consistency): (Access, Consistency),
         lend: impl FnOnce() -> Option<Backing>,
     ) -> (Arc<Node>, Way, Option<Backing>) {
         let node = self.node(ino);
@@ -111,8 +111,7 @@ impl<F: Fabric> Files<F> {
             None if !state.opens.any() => lend(),
             backing => backing.clone(),
         };
-        let way =
-            if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access, cacheable) };
+        let way = if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access) };
         state.users.backing.clone_from(&backing);
         state.users.writers += u32::from(access != Access::Read);
         drop(state);

@@ -115,7 +115,6 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         source: "model".into(),
         threads,
         flags: MountFlags::empty(),
-        direct: false,
         share_locks: false,
         first: true,
     };

@@ -66,7 +66,6 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         source,
         threads: THREADS,
         flags: args.flags,
-        direct: true,
         share_locks: true,
         first: false,
     };
