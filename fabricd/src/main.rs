@@ -125,6 +125,7 @@ fn run(args: &Args) -> Result<()> {
         source: source.clone(),
         threads,
         flags: MountFlags::empty(),
+        keep_names: false,
         share_locks: args.share_locks,
         first: true,
     };

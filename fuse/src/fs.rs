@@ -8,15 +8,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use kos_types::{
-    Attr, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result, SetAttr,
-    Source, SpaceUsage, XattrMode, limits,
+    Attr, Consistency, Dirent, Error, Fabric, FileKind, Ino, JOBS, Kind, Op, ROOT, RenameMode, Reply, Result,
+    SetAttr, Source, SpaceUsage, XattrMode, limits,
 };
 
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
-use crate::leases::Held;
+use crate::leases::{Held, is_shared};
 use crate::locks::Locks;
 use crate::seal::{Backing, Register, SEAL};
 
@@ -89,6 +89,8 @@ pub(crate) struct Fs<F> {
     pub(crate) locks: Arc<Locks>,
     /// What is only written goes past the page cache: the kernel can map a file that is open that way.
     pub(crate) streams: AtomicBool,
+    /// What is asked of directories beside other mounts is kept.
+    pub(crate) keep_names: bool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
     /// Relaxed files have been opened beside other mounts.
@@ -142,6 +144,7 @@ impl<F: Fabric> Fs<F> {
             held: Held::default(),
             locks: Arc::default(),
             streams: AtomicBool::new(false),
+            keep_names: false,
             share_locks: false,
             was_shared: AtomicBool::new(false),
             in_place: AtomicBool::new(false),
@@ -170,6 +173,12 @@ impl<F: Fabric> Fs<F> {
         self.files.fresh(|| self.fabric.lookup(parent, name))
     }
 
+    /// What of the regions' tree a control directory names.
+    pub(crate) fn control_target(&self, (parent, name): Name<'_>) -> Option<Ino> {
+        let found = if control::owns(parent) { self.control.lookup(parent, name).ok() } else { None };
+        found.filter(|&ino| is_shared(ino))
+    }
+
     pub(crate) fn attr(&self, ino: Ino) -> Result<Attr> {
         if let Some((id, file)) = jobs::file_of(ino) {
             return self.job_file_attr(id, file);
@@ -195,7 +204,9 @@ impl<F: Fabric> Fs<F> {
             self.await_seal(ino)?;
         }
         set.kill_suidgid |= set.size.is_some() && !is_privileged(by);
-        self.files.set_attr(ino, set)
+        let attr = self.files.set_attr(ino, set);
+        self.held.kept.forget(ino);
+        attr
     }
 
     pub(crate) fn create(
@@ -214,7 +225,10 @@ impl<F: Fabric> Fs<F> {
         }
         let mode = self.job_create((parent, name), kind, mode)?;
         let (cred, target, own) = (who.cred, target.to_vec(), name.to_vec());
-        match self.files.propose(Op::Create { parent, name: own, kind, mode, umask, cred, rdev, target })? {
+        let op = Op::Create { parent, name: own, kind, mode, umask, cred, rdev, target };
+        let created = self.files.propose(op);
+        self.held.kept.changed(parent, name);
+        match created? {
             Reply::Attr(attr) => {
                 self.job_created((parent, name), attr.ino, who);
                 Ok(attr)
@@ -230,7 +244,9 @@ impl<F: Fabric> Fs<F> {
         if let Some(attr) = self.job_linked(ino, (parent, name), who)? {
             return Ok(attr);
         }
-        self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() })?;
+        let linked = self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() });
+        self.held.kept.changed(parent, name);
+        linked?;
         self.attr(ino)
     }
 
@@ -238,7 +254,7 @@ impl<F: Fabric> Fs<F> {
         if let Some((id, _)) = self.job_file((parent, name))? {
             return self.job_cancel(id);
         }
-        self.remove(parent, Op::Unlink { parent, name: name.to_vec() })
+        self.remove((parent, name), Op::Unlink { parent, name: name.to_vec() })
     }
 
     /// What programs have written is in it, also what they did not flush.
@@ -256,15 +272,18 @@ impl<F: Fabric> Fs<F> {
         if parent == SNAP {
             return self.fabric.propose(Op::DropSnapshot { name: name.to_vec() }).map(drop);
         }
-        self.remove(parent, Op::Rmdir { parent, name: name.to_vec() })
+        self.remove((parent, name), Op::Rmdir { parent, name: name.to_vec() })
     }
 
-    fn remove(&self, parent: Ino, op: Op) -> Result<()> {
+    fn remove(&self, (parent, name): Name<'_>, op: Op) -> Result<()> {
         if control::owns(parent) {
             return Err(fixed());
         }
-        match self.fabric.propose(op)? {
+        let removed = self.fabric.propose(op);
+        self.held.kept.changed(parent, name);
+        match removed? {
             Reply::Unlinked(attr) => {
+                self.held.kept.forget(attr.ino);
                 self.job_unlinked(parent, attr.ino);
                 self.unlinked(&attr);
                 Ok(())
@@ -326,7 +345,10 @@ impl<F: Fabric> Fs<F> {
             new_name: to.1.to_vec(),
             mode,
         };
-        match self.files.propose(op)? {
+        let renamed = self.files.propose(op);
+        // What was moved or replaced may be a directory.
+        self.held.kept.forget_all();
+        match renamed? {
             Reply::Renamed { replaced, .. } => {
                 if let Some(attr) = replaced {
                     self.unlinked(&attr);
@@ -405,7 +427,12 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    pub(crate) fn open(&self, ino: Ino, flags: i32, register: Register<'_>) -> Result<(u64, Caching)> {
+    pub(crate) fn open(
+        &self,
+        ino: Ino,
+        (flags, consistency): (i32, Consistency),
+        register: Register<'_>,
+    ) -> Result<(u64, Caching)> {
         if let Some((id, file)) = jobs::file_of(ino) {
             let contents = self.job_file_open(id, file, flags)?;
             return Ok((self.add_handle(Handle::Control(Some(contents))), Caching::Direct));
@@ -421,11 +448,16 @@ impl<F: Fabric> Fs<F> {
         if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(Error::new(Kind::ReadOnly, "open: a snapshot is not changed"));
         }
-        self.opened(ino, flags, register)
+        self.opened(ino, (flags, consistency), register)
     }
 
     /// A handle for a region; it may have gone since the kernel looked it up.
-    pub(crate) fn opened(&self, ino: Ino, flags: i32, register: Register<'_>) -> Result<(u64, Caching)> {
+    pub(crate) fn opened(
+        &self,
+        ino: Ino,
+        (flags, consistency): (i32, Consistency),
+        register: Register<'_>,
+    ) -> Result<(u64, Caching)> {
         // O_DIRECT and O_APPEND go through the page cache: the kernel keeps those in step with it itself,
         // which it does not do for descriptors whose bytes all come here (ADR 10, 76). But where others
         // change the file too, the kernel does not know where an append ends.
@@ -437,7 +469,6 @@ impl<F: Fabric> Fs<F> {
             _ => Access::Write,
         };
         let attr = self.open_in_fabric(ino, access != Access::Read)?;
-        let consistency = self.fabric.sharing(ino)?.consistency;
         let lend = || self.lend(&attr, register);
         let (node, way, backing) = self.files.open(ino, (access, consistency), lend);
         let writes = access != Access::Read;
@@ -628,7 +659,10 @@ impl<F: Fabric> Fs<F> {
         if value != b"none" {
             may_pin(name, by)?;
         }
-        self.fabric.propose(Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode }).map(drop)
+        let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
+        let set = self.fabric.propose(op);
+        self.held.kept.forget(ino);
+        set.map(drop)
     }
 
     /// `by` is the user who asks.
@@ -641,7 +675,9 @@ impl<F: Fabric> Fs<F> {
         }
         // The directory above may be pinned.
         may_pin(name, by)?;
-        self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() }).map(drop)
+        let removed = self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() });
+        self.held.kept.forget(ino);
+        removed.map(drop)
     }
 
     pub(crate) fn usage(&self) -> Result<SpaceUsage> {

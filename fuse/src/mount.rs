@@ -52,6 +52,8 @@ pub struct MountOptions {
     pub first: bool,
     /// What mount(2) is told: read-only, no devices and the like.
     pub flags: MountFlags,
+    /// The fabric is another process: what it says of directories is kept while others do not change them.
+    pub keep_names: bool,
     /// POSIX locks are the fabric's, for all mounts, and not the kernel's, for this one.
     pub share_locks: bool,
 }
@@ -98,6 +100,7 @@ pub fn mount<F: Fabric + 'static>(
 ) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
     fs.share_locks = options.share_locks;
+    fs.keep_names = options.keep_names;
     let fs = Arc::new(fs);
     if options.first {
         fs.job_leftovers()?;

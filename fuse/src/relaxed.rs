@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use kos_types::{Consistency, Fabric, Ino, LockAnswer, Result, Time};
 
 use crate::fs::{Caching, Fs};
+use crate::leases::is_shared;
 use crate::session::Caches;
 
 /// What the pages of a file were filled from: its change time and size.
@@ -16,6 +17,15 @@ pub(crate) type Seen = HashMap<Ino, (Time, u64)>;
 pub(crate) type Then = Box<dyn FnOnce() + Send>;
 
 impl<F: Fabric> Fs<F> {
+    /// How a file that is about to be opened is shared.
+    pub(crate) fn consistency_of(&self, ino: Ino) -> Result<Consistency> {
+        if is_shared(ino) {
+            self.fabric.sharing(ino).map(|said| said.consistency)
+        } else {
+            Ok(Consistency::Strong)
+        }
+    }
+
     /// How a file that is open here is shared, as its first open found it.
     fn consistency(&self, ino: Ino) -> Consistency {
         self.files.find(ino).map_or(Consistency::Strong, |node| node.state().users.consistency)

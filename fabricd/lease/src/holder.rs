@@ -239,6 +239,7 @@ impl Shared {
                 }
                 Output::Ready { request } => (request, Ok(Granted { request, admitted: None })),
                 Output::Admitted { request, ino } => (request, Ok(Granted { request, admitted: Some(ino) })),
+                Output::TimedOut { request } if !state.client.is_connected() => (request, Err(Kind::Io)),
                 Output::TimedOut { request } => (request, Err(Kind::TimedOut)),
                 Output::Busy { request } => (request, Err(Kind::Busy)),
                 // Whoever ends it is told.

@@ -70,7 +70,7 @@ pub(crate) fn names_ttl(dir: Ino, ttl: Duration) -> Duration {
 }
 
 /// The directories that everybody shares.
-fn is_ours(dir: Ino) -> bool {
+pub(crate) fn is_ours(dir: Ino) -> bool {
     matches!(dir, JOBS | JOBS_BY_NAME | JOBS_REJECTED)
 }
 

@@ -2,6 +2,7 @@
 //! it is told. Alone, a mount has the whole tree and asks for nothing.
 
 mod gate;
+mod names;
 mod pages;
 mod returns;
 
@@ -20,6 +21,7 @@ use crate::relaxed::Then;
 
 pub(crate) use gate::Alone;
 use gate::Gate;
+pub(crate) use names::{Found, Kept};
 use pages::{Pages, Range};
 pub(crate) use returns::{Returns, Watch};
 
@@ -33,6 +35,8 @@ pub(crate) struct Held {
     leases: OnceLock<Weak<dyn Leases>>,
     gate: Gate,
     pages: Arc<Pages>,
+    /// What is kept of directories.
+    pub(crate) kept: Kept,
     /// Open files through which pages may be mapped and changed without a word to us: while there are any, no
     /// page of the inode is filled but under an exclusive lease.
     mappable: Mutex<HashMap<Ino, u32>>,
@@ -95,7 +99,7 @@ impl Held {
 }
 
 /// Whether other mounts may have the inode too.
-fn is_shared(ino: Ino) -> bool {
+pub(crate) fn is_shared(ino: Ino) -> bool {
     ino.view() == 0 && !control::owns(ino) && jobs::file_of(ino).is_none()
 }
 

@@ -52,11 +52,21 @@ impl<F: Fabric> Returns<F> {
 }
 
 impl<F: Fabric> Cache for Returns<F> {
-    fn flush(&self, ino: Ino, _lane: Lane, _span: Span) {
+    fn flush(&self, ino: Ino, lane: Lane, _span: Span) {
+        // Changes of names are not buffered.
+        if lane == Lane::Names && ino != TREE {
+            return;
+        }
         self.files(ino).into_iter().for_each(|ino| self.flush_file(ino));
     }
 
-    fn invalidate(&self, ino: Ino, _lane: Lane, _span: Span, mode: Mode) {
+    fn invalidate(&self, ino: Ino, lane: Lane, _span: Span, mode: Mode) {
+        if lane == Lane::Names && ino != TREE {
+            return self.fs.held.kept.forget(ino);
+        }
+        if ino == TREE {
+            self.fs.held.kept.forget_all();
+        }
         for ino in self.files(ino) {
             // Pages that may be changed unseen are only there under an exclusive lease. Under a shared one there
             // may be a request for such a page, which waits for the exclusive lease, and the kernel for it.
@@ -75,6 +85,7 @@ impl<F: Fabric> Cache for Returns<F> {
 
     fn abandon(&self) -> Vec<Ino> {
         self.fs.held.lost.store(true, Ordering::SeqCst);
+        self.fs.held.kept.forget_all();
         self.fs.files.open_files().into_iter().for_each(|ino| self.drop_pages(ino));
         let why = Error::new(Kind::Io, "the session was lost, and with it what was not flushed");
         let discarded = self.fs.files.discard_all(&why);

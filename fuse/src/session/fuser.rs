@@ -2,6 +2,7 @@
 //! decided here.
 
 mod convert;
+mod names;
 mod room;
 
 use std::ffi::OsStr;
@@ -19,18 +20,19 @@ use fuser::{
     ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     SessionACL, TimeOrNow, WriteFlags,
 };
-use kos_types::lease::Mode;
+use kos_types::lease::{Mode, Want};
 use kos_types::{
-    Attr, Error, Fabric, FileKind, Ino, Kind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits,
+    Consistency, Error, Fabric, FileKind, Ino, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits,
 };
 
 use self::convert::{
     attributes, caller, created, data, empty, entry, errno, file_lock, file_type, ino, kind_of_mode, listing,
     locked, open, time_change, value, written,
 };
+use self::names::{found_entry, leased_entry};
 use super::{Caches, Session};
 use crate::fs::{Allocate, Fs};
-use crate::leases::{may_map, whole};
+use crate::leases::{is_shared, may_map, whole};
 use crate::seal::SEAL;
 
 /// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
@@ -102,24 +104,6 @@ fn known(result: io::Result<()>) -> io::Result<()> {
 /// What the kernel asks.
 struct Requests<F>(Arc<Fs<F>>);
 
-impl<F: Fabric + 'static> Requests<F> {
-    /// Answer with a name and what is true of its inode under a lease.
-    fn leased_entry(&self, reply: ReplyEntry, parent: INodeNo, found: Result<Attr, Error>) {
-        let file = match &found {
-            Ok(attr) if attr.kind == FileKind::File => attr.ino,
-            _ => return entry(&self.0, reply, parent, found),
-        };
-        self.0.ask(vec![whole(file, Mode::Shared)], None, move |fs, leased| {
-            let attr = leased.and_then(|()| fs.attr(file)).map_err(|e| match e.kind() {
-                // Removed since.
-                Kind::Stale => Error::new(Kind::NotFound, "lookup"),
-                _ => e,
-            });
-            entry(fs, reply, parent, attr);
-        });
-    }
-}
-
 impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
         // Not flock's, which fuser does not tell apart: those stay the kernel's, and this mount's.
@@ -151,11 +135,21 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
 
     fn lookup(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let alone = self.0.alone();
-        let found = self.0.lookup((ino(parent), name.as_bytes()));
-        if alone.is_some() {
-            return entry(&self.0, reply, parent, found);
+        let dir = ino(parent);
+        if alone.is_none() && self.0.keep_names {
+            match self.0.control_target((dir, name.as_bytes())) {
+                Some(found) => {
+                    return found_entry(&self.0, reply, dir, found, Want::names(found, Mode::Shared));
+                }
+                None if is_shared(dir) => return self.kept_entry(reply, dir, name.as_bytes().to_vec()),
+                None => {}
+            }
         }
-        self.leased_entry(reply, parent, found);
+        let found = self.0.lookup((dir, name.as_bytes()));
+        if alone.is_some() {
+            return entry(&self.0, reply, dir, found);
+        }
+        leased_entry(&self.0, reply, dir, found);
     }
 
     fn forget(&self, _req: &Request, node: INodeNo, nlookup: u64) {
@@ -164,6 +158,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
 
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let node = ino(node);
+        if self.0.keeps(node) && self.0.alone().is_none() {
+            return self.0.ask(vec![Want::names(node, Mode::Shared)], None, move |fs, leased| {
+                attributes(fs, reply, leased.and_then(|()| fs.kept_or_asked(node)));
+            });
+        }
         let want = || vec![whole(node, Mode::Shared)];
         self.0.under(want, move |fs, leased| attributes(fs, reply, leased.and_then(|()| fs.attr(node))));
     }
@@ -196,7 +195,8 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             kill_suidgid: false,
         };
         let (node, by) = (ino(node), req.uid());
-        let want = || vec![whole(node, Mode::Exclusive)];
+        // It may be a directory, or its bytes may change.
+        let want = || vec![whole(node, Mode::Exclusive), Want::names(node, Mode::Exclusive)];
         self.0.under(want, move |fs, leased| {
             attributes(fs, reply, leased.and_then(|()| fs.set_attr(node, set, by)));
         });
@@ -217,42 +217,31 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         reply: ReplyEntry,
     ) {
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        let bits = (mode & 0o7777, umask, rdev);
-        entry(
-            &self.0,
-            reply,
-            parent,
-            self.0.create((ino(parent), name.as_bytes()), kind, bits, caller(req), b""),
-        );
+        self.make(reply, (parent, name), kind, (mode & 0o7777, umask, rdev), caller(req), Vec::new());
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
         let bits = (mode & 0o7777, umask, 0);
-        entry(
-            &self.0,
-            reply,
-            parent,
-            self.0.create((ino(parent), name.as_bytes()), FileKind::Dir, bits, caller(req), b""),
-        );
+        self.make(reply, (parent, name), FileKind::Dir, bits, caller(req), Vec::new());
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.unlink((ino(parent), name.as_bytes())));
+        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            empty(reply, leased.and_then(|()| fs.unlink((dir, &name))));
+        });
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.rmdir((ino(parent), name.as_bytes())));
+        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        self.0.under_names(vec![dir], vec![(dir, name.clone())], move |fs, leased| {
+            empty(reply, leased.and_then(|()| fs.rmdir((dir, &name))));
+        });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let target = target.as_os_str().as_bytes();
-        let name = (ino(parent), name.as_bytes());
-        entry(
-            &self.0,
-            reply,
-            parent,
-            self.0.create(name, FileKind::Symlink, (0o777, 0, 0), caller(req), target),
-        );
+        let target = target.as_os_str().as_bytes().to_vec();
+        self.make(reply, (parent, name), FileKind::Symlink, (0o777, 0, 0), caller(req), target);
     }
 
     fn rename(
@@ -274,35 +263,37 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         } else {
             return reply.error(Errno::EINVAL);
         };
-        let (from, to) = ((ino(parent), name.as_bytes()), (ino(newparent), newname.as_bytes()));
-        if let Some(_alone) = self.0.alone() {
-            return empty(reply, self.0.rename(from, to, mode, caller(req)));
-        }
-        // What is flushed before it takes another's place may be in another mount's buffer.
-        let source = self.0.lookup(from).ok().filter(|attr| attr.kind == FileKind::File);
-        let want = source.map(|attr| whole(attr.ino, Mode::Shared)).into_iter().collect();
-        let (from, to) = ((from.0, from.1.to_vec()), (to.0, to.1.to_vec()));
+        let from = (ino(parent), name.as_bytes().to_vec());
+        let to = (ino(newparent), newname.as_bytes().to_vec());
         let who = caller(req);
-        self.0.ask(want, None, move |fs, leased| {
+        self.0.under_names(vec![from.0, to.0], vec![from.clone(), to.clone()], move |fs, leased| {
             let rename = |()| fs.rename((from.0, &from.1), (to.0, &to.1), mode, who);
             empty(reply, leased.and_then(rename));
         });
     }
 
     fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let alone = self.0.alone();
-        let linked = self.0.link(ino(node), (ino(newparent), newname.as_bytes()), caller(req));
-        if alone.is_some() {
-            return entry(&self.0, reply, newparent, linked);
+        let (node, dir, name) = (ino(node), ino(newparent), newname.as_bytes().to_vec());
+        let who = caller(req);
+        if let Some(_alone) = self.0.alone() {
+            return entry(&self.0, reply, dir, self.0.link(node, (dir, &name), who));
         }
-        self.leased_entry(reply, newparent, linked);
+        self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            let linked = leased.and_then(|()| fs.link(node, (dir, &name), who));
+            leased_entry(fs, reply, dir, linked);
+        });
     }
 
     fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let (node, flags) = (ino(node), flags.0);
+        let consistency = match self.0.consistency_of(node) {
+            Ok(consistency) => consistency,
+            Err(e) => return reply.error(errno(&e)),
+        };
         // From here on its pages may be changed without a word.
-        let want = || may_map(flags).then(|| whole(node, Mode::Exclusive)).into_iter().collect();
-        self.0.under(want, move |fs, leased| open(fs, reply, node, flags, leased));
+        let asks = may_map(flags) && consistency == Consistency::Strong;
+        let want = || asks.then(|| whole(node, Mode::Exclusive)).into_iter().collect();
+        self.0.under(want, move |fs, leased| open(fs, reply, node, (flags, consistency), leased));
     }
 
     fn create(
@@ -316,19 +307,19 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         reply: ReplyCreate,
     ) {
         let bits = (mode & 0o7777, umask, 0);
-        let alone = self.0.alone();
-        let parent = ino(parent);
-        let attr = self.0.create((parent, name.as_bytes()), FileKind::File, bits, caller(req), b"");
-        let attr = match attr {
-            Ok(attr) => attr,
-            Err(e) => return created(&self.0, reply, parent, flags, Err(e)),
-        };
-        if alone.is_some() {
-            return created(&self.0, reply, parent, flags, Ok(attr));
+        let (dir, name, who) = (ino(parent), name.as_bytes().to_vec(), caller(req));
+        if let Some(_alone) = self.0.alone() {
+            let attr = self.0.create((dir, &name), FileKind::File, bits, who, b"");
+            return created(&self.0, reply, dir, flags, attr);
         }
-        // It is about to be written.
-        self.0.ask(vec![whole(attr.ino, Mode::Exclusive)], None, move |fs, leased| {
-            created(fs, reply, parent, flags, leased.and_then(|()| fs.attr(attr.ino)));
+        self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            match leased.and_then(|()| fs.create((dir, &name), FileKind::File, bits, who, b"")) {
+                // It is about to be written.
+                Ok(attr) => fs.ask(vec![whole(attr.ino, Mode::Exclusive)], None, move |fs, leased| {
+                    created(fs, reply, dir, flags, leased.and_then(|()| fs.attr(attr.ino)));
+                }),
+                Err(e) => created(fs, reply, dir, flags, Err(e)),
+            }
         });
     }
 
@@ -556,8 +547,10 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         };
         let (node, by) = (ino(node), req.uid());
         let (name, value) = (name.as_bytes().to_vec(), value.to_vec());
-        // What is sealed is also what was written through other mounts.
-        let want = if name == SEAL { vec![whole(node, Mode::Exclusive)] } else { Vec::new() };
+        // It may be a directory, whose mode an access list changes. What is sealed is also what was written through
+        // other mounts.
+        let mut want = vec![Want::names(node, Mode::Exclusive)];
+        want.extend((name == SEAL).then(|| whole(node, Mode::Exclusive)));
         self.0.under(
             || want,
             move |fs, leased| {
@@ -579,7 +572,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn removexattr(&self, req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.remove_xattr(ino(node), name.as_bytes(), req.uid()));
+        let (node, by, name) = (ino(node), req.uid(), name.as_bytes().to_vec());
+        let want = || vec![Want::names(node, Mode::Exclusive)];
+        self.0.under(want, move |fs, leased| {
+            empty(reply, leased.and_then(|()| fs.remove_xattr(node, &name, by)));
+        });
     }
 
     fn fallocate(

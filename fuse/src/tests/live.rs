@@ -115,6 +115,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         source: "model".into(),
         threads,
         flags: MountFlags::empty(),
+        keep_names: false,
         share_locks: false,
         first: true,
     };

@@ -28,7 +28,8 @@ fn a_flush_that_takes_too_long_ends_and_is_done_later() {
     // More stripes than are written at once.
     let bytes = Rng::seeded(1).bytes(5 * STRIPE_BYTES_MAX);
     fs.write(file, Some(0), &bytes, false).expect("write");
-    let (handle, _) = fs.open(file, libc::O_RDWR, &crate::seal::no_copy).expect("open");
+    let (handle, _) =
+        fs.open(file, (libc::O_RDWR, kos_types::Consistency::Strong), &crate::seal::no_copy).expect("open");
     model.slow.store(1100, Ordering::Relaxed);
     assert_eq!(kind(fs.fsync(file, handle)), Kind::TimedOut);
     fs.closing(file, handle).expect("it was told");
@@ -117,7 +118,9 @@ fn a_refused_commit_fails_its_own_file_only() {
     for file in files {
         fs.write(file, Some(0), &file.0.to_le_bytes().repeat(1000), false).expect("write");
     }
-    let handles = files.map(|file| fs.open(file, libc::O_RDWR, &crate::seal::no_copy).expect("open").0);
+    let handles = files.map(|file| {
+        fs.open(file, (libc::O_RDWR, kos_types::Consistency::Strong), &crate::seal::no_copy).expect("open").0
+    });
     model.refused.store(files[0].0, Ordering::Relaxed);
     assert_eq!(kind(fs.flush_all()), Kind::QuotaExceeded);
     assert_eq!(kind(fs.closing(files[0], handles[0])), Kind::QuotaExceeded);

@@ -4,6 +4,7 @@ mod life;
 mod locks;
 mod loss;
 mod mapped;
+mod names;
 mod random;
 mod refusals;
 mod relaxed;

@@ -1,6 +1,7 @@
 //! The mount's leases: what holds them, and the connection to who grants them.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use kos_core::lease::Limits;
 use kos_lease::{Holder, Link, Opened};
@@ -78,14 +79,16 @@ impl LeaseEnd for End {
     }
 }
 
-/// Hold leases for `cache`.
+/// Hold leases for `cache`. Requests wait `away` for a daemon that does not listen.
 ///
 /// # Errors
 /// `Io` when there are no threads.
-pub(crate) fn hold(client: &Arc<Client>, cache: Arc<dyn Cache>) -> Result<Arc<Holder>> {
+pub(crate) fn hold(client: &Arc<Client>, away: Duration, cache: Arc<dyn Cache>) -> Result<Arc<Holder>> {
+    let away = u64::try_from(away.as_micros()).unwrap_or(u64::MAX);
+    let limits = Limits { away, ..Limits::DEFAULT };
     let link = LeaseLink::new(Arc::clone(client));
     let socket = Arc::new(Socket { client: Arc::clone(client), link, current: Mutex::default() });
-    let holder = Arc::new(Holder::start(Limits::DEFAULT, cache, Arc::clone(&socket) as _)?);
+    let holder = Arc::new(Holder::start(limits, cache, Arc::clone(&socket) as _)?);
     let end = End { holder: Arc::downgrade(&holder), socket: Arc::clone(&socket) };
     socket.link.start(Arc::new(end))?;
     Ok(holder)

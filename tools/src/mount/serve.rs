@@ -66,11 +66,12 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         source,
         threads: THREADS,
         flags: args.flags,
+        keep_names: true,
         share_locks: true,
         first: false,
     };
     let control = control(client)?;
-    let lease = |cache| Ok(Some(leases::hold(client, cache)? as _));
+    let lease = |cache| Ok(Some(leases::hold(client, args.patience, cache)? as _));
     let mounted = kos_fuse::mount(Arc::clone(client), &options, control, lease, move || {
         // Nobody listens any more when this process itself unmounts.
         let _ = ends.send(End::Unmounted);

@@ -185,6 +185,14 @@ pub(super) struct Running {
 pub(super) struct Parked {
     wants: Vec<Want>,
     deadline: u64,
+    /// When it fails if there is no connection until then.
+    away: Option<u64>,
+}
+
+impl Parked {
+    fn ends(&self) -> u64 {
+        self.away.map_or(self.deadline, |away| away.min(self.deadline))
+    }
 }
 
 /// An open file.
@@ -266,14 +274,14 @@ impl Client {
         match input {
             Input::Opened { session, epoch, term, sent } => self.opened(now, session, epoch, term, sent),
             Input::Connected { term } => self.connect(now, term),
-            Input::Disconnected => self.connected = false,
+            Input::Disconnected => self.disconnect(now),
             Input::Message { epoch, message } => {
                 let own = self.session.as_ref().is_some_and(|s| s.epoch == epoch);
                 if own && self.phase == Phase::Live {
                     self.message(message);
                 }
             }
-            Input::Begin { request, wants, deadline } => self.begin(request, wants, deadline),
+            Input::Begin { request, wants, deadline } => self.begin(now, request, wants, deadline),
             Input::End { request } => self.end(request),
             Input::Flushed { recall } => self.flushed(recall),
             Input::Invalidated { recall } => self.invalidated(recall),
@@ -302,7 +310,7 @@ impl Client {
     /// When the next [`Input::Tick`] is needed.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        let parked = self.parked.values().map(|p| p.deadline);
+        let parked = self.parked.values().map(Parked::ends);
         let renewal = (self.phase == Phase::Live && self.connected).then_some(self.renew_at);
         parked.chain(renewal).chain(self.valid_until()).min()
     }
@@ -353,6 +361,7 @@ impl Client {
     /// Greet a leader, and ask it for all that requests here wait for.
     fn connect(&mut self, now: u64, term: u64) {
         self.connected = true;
+        self.parked.values_mut().for_each(|parked| parked.away = None);
         let Some(session) = self.session.as_mut().filter(|_| self.phase == Phase::Live) else { return };
         if session.term != term {
             session.term = term;
@@ -373,6 +382,20 @@ impl Client {
             self.ask(request);
         }
         self.tree_asked = false;
+    }
+
+    fn disconnect(&mut self, now: u64) {
+        self.connected = false;
+        let until = now + self.limits.away;
+        for parked in self.parked.values_mut() {
+            parked.away.get_or_insert(until);
+        }
+    }
+
+    /// Whether there is a way to the leader.
+    #[must_use]
+    pub const fn is_connected(&self) -> bool {
+        self.connected
     }
 
     fn ask(&mut self, request: RequestId) {
@@ -422,14 +445,15 @@ impl Client {
         }
     }
 
-    fn begin(&mut self, request: RequestId, wants: Vec<Want>, deadline: u64) {
+    fn begin(&mut self, now: u64, request: RequestId, wants: Vec<Want>, deadline: u64) {
         if self.phase == Phase::Live && wants.iter().all(|want| self.covers(want)) {
             return self.run(request, wants);
         }
         if self.parked.len() >= self.limits.session_requests {
             return self.out.push(Output::Busy { request });
         }
-        self.parked.insert(request, Parked { wants, deadline });
+        let away = (!self.connected).then(|| now + self.limits.away);
+        self.parked.insert(request, Parked { wants, deadline, away });
         self.ask(request);
     }
 
@@ -496,7 +520,7 @@ impl Client {
             self.renew_at = now + self.limits.renew;
             self.send(ToLeader::Renew { sent: now });
         }
-        let late = self.parked.iter().filter(|(_, parked)| parked.deadline <= now);
+        let late = self.parked.iter().filter(|(_, parked)| parked.ends() <= now);
         for request in late.map(|(&request, _)| request).collect::<Vec<_>>() {
             self.parked.remove(&request);
             self.out.push(Output::TimedOut { request });

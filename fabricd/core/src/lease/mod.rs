@@ -33,6 +33,8 @@ pub struct Limits {
     pub hold: u64,
     /// To acknowledge a recall: a full write buffer reaches a slow disk in it.
     pub recall: u64,
+    /// What a request waits for a leader who is away: longer than a restart.
+    pub away: u64,
     /// Leases of one session; beyond it the oldest shared ones are recalled.
     pub session_leases: usize,
     /// Pieces of one inode and session; beyond it pieces are recalled whole, not split.
@@ -51,6 +53,7 @@ impl Limits {
         renew: 1_000_000,
         hold: 5_000,
         recall: 10_000_000,
+        away: 30_000_000,
         session_leases: 65_536,
         inode_pieces: 64,
         session_requests: 1024,

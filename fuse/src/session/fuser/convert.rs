@@ -12,7 +12,8 @@ use fuser::{
     Request, TimeOrNow,
 };
 use kos_types::{
-    Attr, Cred, Error, Fabric, FileKind, FileLock, Ino, Kind, LockAnswer, LockKind, Time, TimeChange, limits,
+    Attr, Consistency, Cred, Error, Fabric, FileKind, FileLock, Ino, Kind, LockAnswer, LockKind, Time,
+    TimeChange, limits,
 };
 
 use crate::fs::{Caching, Fs};
@@ -104,11 +105,11 @@ pub(super) fn file_attr(attr: &Attr) -> FileAttr {
 }
 
 /// A name in `parent`.
-pub(super) fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: INodeNo, result: Result<Attr, Error>) {
+pub(super) fn entry<F: Fabric>(fs: &Fs<F>, reply: ReplyEntry, parent: Ino, result: Result<Attr, Error>) {
     match result {
         Ok(attr) => {
             fs.told(attr.ino);
-            reply.entry(&names_ttl(ino(parent), fs.ttl(&attr)), &file_attr(&attr), Generation(0));
+            reply.entry(&names_ttl(parent, fs.ttl(&attr)), &file_attr(&attr), Generation(0));
         }
         Err(e) => reply.error(errno(&e)),
     }
@@ -171,9 +172,15 @@ pub(super) fn caller(req: &Request) -> Caller {
     Caller { cred: Cred { uid: req.uid(), gid: req.gid() }, pid: req.pid() }
 }
 
-pub(super) fn open<F: Fabric>(fs: &Fs<F>, reply: ReplyOpen, ino: Ino, flags: i32, leased: Result<(), Error>) {
+pub(super) fn open<F: Fabric>(
+    fs: &Fs<F>,
+    reply: ReplyOpen,
+    ino: Ino,
+    how: (i32, Consistency),
+    leased: Result<(), Error>,
+) {
     let register = |copy: &File| reply.open_backing(copy).map(|id| Backing(Arc::new(id)));
-    match leased.and_then(|()| fs.open(ino, flags, &register)) {
+    match leased.and_then(|()| fs.open(ino, how, &register)) {
         Ok((handle, Caching::InPlace(backing))) => match backing.0.downcast_ref::<BackingId>() {
             Some(id) => reply.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id),
             None => reply.error(Errno::EIO),
@@ -191,7 +198,11 @@ pub(super) fn created<F: Fabric>(
     flags: i32,
     result: Result<Attr, Error>,
 ) {
-    match result.and_then(|attr| Ok((fs.opened(attr.ino, flags, &no_copy)?, attr))) {
+    let open = |attr: Attr| {
+        let how = (flags, fs.consistency_of(attr.ino)?);
+        Ok((fs.opened(attr.ino, how, &no_copy)?, attr))
+    };
+    match result.and_then(open) {
         Ok(((handle, caching), attr)) => {
             fs.told(attr.ino);
             let ttl = names_ttl(parent, fs.ttl(&attr));

@@ -21,6 +21,7 @@ pub(super) const LIMITS: Limits = Limits {
     renew: 100 * MS,
     hold: 2 * MS,
     recall: 400 * MS,
+    away: 3000 * MS,
     session_leases: 6,
     inode_pieces: 3,
     session_requests: 64,
