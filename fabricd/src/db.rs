@@ -1,11 +1,14 @@
 //! RocksDB as the tables of the state machine, and as the index of the shards on this node.
 
+use std::fs::File;
 use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use kos_core::{Changes, Pair, Tables, keys};
 use kos_store::fault;
 use kos_types::{Error, Kind, Result};
 use rocksdb::{BlockBasedIndexType, BlockBasedOptions, Cache, DB, ReadOptions, WriteBatch, WriteOptions};
+use rustix::fs::fstatvfs;
 
 use crate::maps::Maps;
 
@@ -19,10 +22,22 @@ const FILTER_RATIO: f64 = 0.01;
 const WAL_BYTES_MAX: u64 = 256 << 20;
 /// Open table files.
 const FILES_MAX: i32 = 256;
+/// With less room than this the disk may refuse the log's next append: others fill it, and tables and the log take some
+/// 70 MiB at once.
+const NEARLY_FULL_BYTES: u64 = 256 << 20;
+
+/// A sync that may begin.
+pub(crate) struct Syncing<'a> {
+    _quiet: Option<MutexGuard<'a, bool>>,
+}
 
 /// The database of one node.
 pub(crate) struct Db {
     db: DB,
+    /// Where it is.
+    dir: File,
+    /// The last change was refused, or may have been. Held while one is written.
+    refused: Mutex<bool>,
     /// What was looked up lately in it.
     pub(crate) maps: Maps,
 }
@@ -61,7 +76,12 @@ impl Db {
         blocks.set_pin_top_level_index_and_filter(true);
         options.set_block_based_table_factory(&blocks);
         let db = DB::open(&options, dir).map_err(io("metadata: open"))?;
-        Ok(Self { db, maps: Maps::default() })
+        let dir = File::open(dir).map_err(|e| Error::io("metadata: directory", &e))?;
+        Ok(Self { db, dir, refused: Mutex::default(), maps: Maps::default() })
+    }
+
+    fn refused(&self) -> MutexGuard<'_, bool> {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Write all or none. In the operating system's hands when this returns, so that a killed
@@ -77,15 +97,50 @@ impl Db {
                 None => batch.delete(key),
             }
         }
+        let mut refused = self.refused();
+        let written = self.maps.change(&files, || self.append(batch));
+        *refused |= written.is_err();
+        written
+    }
+
+    fn append(&self, batch: WriteBatch) -> Result<()> {
         fault::at(fault::TABLES_WRITE).map_err(|e| Error::io("metadata: write", &e))?;
-        self.maps
-            .change(&files, || self.db.write_opt(batch, &WriteOptions::default()))
-            .map_err(io("metadata: write"))?;
+        self.db.write_opt(batch, &WriteOptions::default()).map_err(io("metadata: write"))?;
         fault::at(fault::TABLES_WRITTEN).map_err(|e| Error::io("metadata: written", &e))
     }
 
+    /// After a refused change, an error until one is taken: an empty one tells.
+    pub(crate) fn take_changes_again(&self) -> Result<()> {
+        self.taking_changes().map(drop)
+    }
+
+    /// The same; nothing is written while the answer lives.
+    fn taking_changes(&self) -> Result<MutexGuard<'_, bool>> {
+        // Held to the end: who comes meanwhile waits for the answer, and does not take it for good.
+        let mut refused = self.refused();
+        if *refused {
+            self.append(WriteBatch::default())?;
+            *refused = false;
+        }
+        Ok(refused)
+    }
+
+    /// Whether a sync may begin now, which is as long as the answer lives. RocksDB takes a sync of a log that was refused an
+    /// append for a failed one, and stops for good; once the disk has room it goes on by itself, with a log of its
+    /// own. So where an append may be refused none is made while a sync is under way.
+    ///
+    /// # Errors
+    /// While changes are refused.
+    pub(crate) fn begin_sync(&self) -> Result<Syncing<'_>> {
+        let quiet = self.taking_changes()?;
+        let free = fstatvfs(&self.dir).map(|vfs| vfs.f_bavail.saturating_mul(vfs.f_frsize));
+        // Where nobody can tell, it is.
+        let is_nearly_full = free.map_or(true, |free| free < NEARLY_FULL_BYTES);
+        Ok(Syncing { _quiet: is_nearly_full.then_some(quiet) })
+    }
+
     /// Everything written before is on stable storage.
-    pub(crate) fn sync(&self) -> Result<()> {
+    pub(crate) fn sync(&self, _begun: Syncing<'_>) -> Result<()> {
         fault::at(fault::LOG_SYNC).map_err(|e| Error::io("metadata: sync", &e))?;
         if fault::fsync_is_out() {
             return Ok(());

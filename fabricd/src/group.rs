@@ -26,8 +26,13 @@ impl Group {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).failed
     }
 
-    /// Wait for a flush that begins after this call.
-    pub(crate) fn run(&self, flush: impl Fn() -> Result<()>) -> Result<()> {
+    /// Wait for a flush that begins after this call. None begins while `ready` answers with an error, which is no
+    /// failure of one.
+    pub(crate) fn run<T>(
+        &self,
+        ready: impl Fn() -> Result<T>,
+        flush: impl Fn(T) -> Result<()>,
+    ) -> Result<()> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let wanted = state.begun + 1;
         loop {
@@ -41,9 +46,10 @@ impl Group {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
+            let begin = ready()?;
             state.begun += 1;
             drop(state);
-            let result = flush();
+            let result = flush(begin);
             state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             state.ended = state.begun;
             state.failed |= result.is_err();
@@ -68,14 +74,14 @@ mod tests {
                 scope.spawn(|| {
                     for _ in 0..200 {
                         let mine = written.fetch_add(1, Ordering::SeqCst) + 1;
-                        let flush = || {
+                        let flush = |()| {
                             let upto = written.load(Ordering::SeqCst);
                             std::thread::yield_now();
                             flushed.store(upto, Ordering::SeqCst);
                             flushes.fetch_add(1, Ordering::SeqCst);
                             Ok(())
                         };
-                        group.run(flush).expect("flushes");
+                        group.run(|| Ok(()), flush).expect("flushes");
                         assert!(flushed.load(Ordering::SeqCst) >= mine);
                     }
                 });
@@ -88,8 +94,11 @@ mod tests {
     fn a_failure_is_for_ever() {
         let group = Group::default();
         assert!(!group.has_failed());
-        assert!(group.run(|| Err(Error::new(Kind::Io, "disk"))).is_err());
-        assert!(group.run(|| Ok(())).is_err());
+        let error = || Err(Error::new(Kind::Io, "disk"));
+        assert!(group.run(error, |()| Ok(())).is_err(), "not begun");
+        assert!(group.run(|| Ok(()), |()| Ok(())).is_ok());
+        assert!(group.run(|| Ok(()), |()| error()).is_err());
+        assert!(group.run(|| Ok(()), |()| Ok(())).is_err());
         assert!(group.has_failed());
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
@@ -72,8 +72,6 @@ pub(crate) struct Inner {
     /// Rung when jobs change.
     pub(crate) bell: Bell,
     pub(crate) events: Arc<Events>,
-    /// The tables refused the last change, or may have.
-    doubt: Mutex<bool>,
     /// Held by whoever collects garbage or drops old versions.
     pub(crate) collecting: Mutex<()>,
     rooms: Rooms,
@@ -137,7 +135,7 @@ impl Node {
                 ));
             }
             db.write(kos_core::initialise(now()))?;
-            db.sync()?;
+            db.sync(db.begin_sync()?)?;
         }
         let ram = RamDir::attach(&first.join("ram"), options.ram_bytes)?;
         let mut index = shards::all(&db)?;
@@ -150,7 +148,7 @@ impl Node {
             if !lost.is_empty() {
                 events.add("lost", &format!("{} shards in memory did not survive a reboot", lost.len()));
                 db.write(lost)?;
-                db.sync()?;
+                db.sync(db.begin_sync()?)?;
             }
         }
         let live: Vec<_> = index.iter().map(|&(_, _, spot)| spot).collect();
@@ -166,7 +164,6 @@ impl Node {
             counters,
             bell: Bell::default(),
             events,
-            doubt: Mutex::default(),
             collecting: Mutex::default(),
             rooms: Rooms::default(),
             policies: Policies::default(),
@@ -333,7 +330,6 @@ impl Inner {
         if written.is_err() {
             // What failed may be there or not.
             self.policies.forget();
-            *self.doubt() = true;
         }
         let end = |(op, reply): (Op, Result<(Reply, bool)>)| {
             let (reply, changed) = reply?;
@@ -362,25 +358,7 @@ impl Inner {
     }
 
     pub(crate) fn sync(&self) -> Result<()> {
-        // RocksDB takes a sync of a log that was refused an append for a failed one, and stops for good. Once the
-        // disk has room it goes on by itself, with a log of its own.
-        self.take_changes_again()?;
-        self.sync.run(|| self.db.sync())
-    }
-
-    /// After a refused change, an error until the tables take one: an empty one tells.
-    fn take_changes_again(&self) -> Result<()> {
-        // Held to the end: who comes meanwhile waits for the answer, and does not take it for good.
-        let mut doubt = self.doubt();
-        if *doubt {
-            self.db.write([])?;
-            *doubt = false;
-        }
-        Ok(())
-    }
-
-    fn doubt(&self) -> MutexGuard<'_, bool> {
-        self.doubt.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sync.run(|| self.db.begin_sync(), |syncing| self.db.sync(syncing))
     }
 
     fn open_batch(&self) -> Result<u64> {
@@ -448,9 +426,7 @@ impl Inner {
             Ok(_) => self.stripes.settled(settled),
             // The tables may hold it or not, and a restart may show it: then its bytes must be
             // there. What they do not hold, the next start gives back.
-            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {
-                *self.doubt() = true;
-            }
+            Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {}
             Err(_) => self.stripes.drop_settled(settled),
         }
     }
@@ -594,7 +570,7 @@ impl Fabric for Node {
 
     fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
         // While the metadata takes no change, each try would leave its stripes.
-        self.inner.take_changes_again()?;
+        self.inner.db.take_changes_again()?;
         self.inner.write_stripe(policy, data)
     }
 

@@ -359,7 +359,7 @@ impl Stripes {
         }
         self.sync_places(&places)?;
         self.db.write(records)?;
-        self.db.sync()?;
+        self.db.sync(self.db.begin_sync()?)?;
         self.shards.tiers.close_ram()
     }
 }

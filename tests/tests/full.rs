@@ -2,12 +2,14 @@
 
 use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::thread;
 use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, is_mounted, wait_for};
+use rustix::fs::XattrFlags;
 
 const DISK_BYTES: u64 = 256 << 20;
 const MIB: usize = 1 << 20;
@@ -59,7 +61,7 @@ fn a_disk_filled_by_others_stops_nothing_for_ever() {
     // Large attributes, until the metadata finds no room.
     let set = |number: u64| {
         let name = format!("user.{number}");
-        rustix::fs::setxattr(&kept, name, &[7; 60_000], rustix::fs::XattrFlags::empty())
+        rustix::fs::setxattr(&kept, name, &[7; 60_000], XattrFlags::empty())
     };
     let set_before = (0..4096).take_while(|&number| {
         let done = set(number);
@@ -81,6 +83,10 @@ fn a_disk_filled_by_others_stops_nothing_for_ever() {
         synced.is_ok()
     });
     assert!(in_time, "{refused:?}\n{}", sizes(&daemon));
+    // 4+2 of each file; and what a refused commit had written stays until a restart, once.
+    let shards: u64 =
+        daemon.segments().iter().map(|path| fs::metadata(path).expect("segment").blocks() * 512).sum();
+    assert!(shards < 39 << 20, "{refused:?}\n{}", sizes(&daemon));
     wait_for("metadata", || set(0).is_ok());
     wait_for("health", || health(&daemon) == "ok\n");
     put(&daemon.mem().join("new"), b"x").expect("room");
@@ -91,6 +97,60 @@ fn a_disk_filled_by_others_stops_nothing_for_ever() {
     daemon.spawn();
     for (path, number) in [(&kept, 1), (&late, 2)] {
         assert!(fs::read(path).expect("read") == contents(number), "{number}");
+    }
+    daemon.stop();
+}
+
+/// Programs that ask for safety while others are refused: the metadata's log must not take that for its end.
+#[test]
+fn syncs_beside_refused_changes_stop_nothing_for_ever() {
+    const PROGRAMS: u8 = 6;
+    /// Refusals that each program lives through.
+    const REFUSED: u32 = 20;
+    let mut daemon = Daemon::on_disk(DISK_BYTES);
+    let mem = daemon.mem();
+    let path = |program: u8| mem.join(program.to_string());
+    // Large attributes go to the metadata at once.
+    let change = |program: u8, number: u64| -> std::io::Result<()> {
+        let file = File::open(path(program))?;
+        rustix::fs::fsetxattr(
+            &file,
+            format!("user.{}", number % 100),
+            &[program; 50_000],
+            XattrFlags::empty(),
+        )?;
+        file.sync_all()
+    };
+    for program in 0..PROGRAMS {
+        put(&path(program), &[program]).expect("room");
+    }
+    for _ in 0..3 {
+        let foreign = fill(&daemon);
+        thread::scope(|scope| {
+            for program in 0..PROGRAMS {
+                let change = &change;
+                scope.spawn(move || {
+                    let (mut number, mut refused) = (0, 0);
+                    while refused < REFUSED {
+                        number += 1;
+                        if let Err(e) = change(program, number) {
+                            assert_eq!(e.kind(), ErrorKind::StorageFull, "{e}");
+                            refused += 1;
+                            thread::sleep(Duration::from_millis(1));
+                        }
+                    }
+                });
+            }
+        });
+        fs::remove_file(foreign).expect("remove");
+        for program in 0..PROGRAMS {
+            wait_for("room", || change(program, 0).is_ok());
+        }
+    }
+    daemon.kill();
+    daemon.spawn();
+    for program in 0..PROGRAMS {
+        assert_eq!(fs::read(path(program)).expect("read"), [program]);
     }
     daemon.stop();
 }
