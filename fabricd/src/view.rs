@@ -143,8 +143,10 @@ impl View {
         let events = Arc::clone(self.node.events());
         let events = Box::new(move || events.text());
         let view = Arc::clone(self);
-        let ctl =
-            Box::new(move |bytes: &[u8], sync: &dyn Fn() -> Result<()>| ctl::run(&view.node, bytes, sync));
+        let ctl = Box::new(move |bytes: &[u8], sync: &dyn Fn() -> Result<()>| {
+            // What other mounts have buffered is written too.
+            ctl::run(&view.node, bytes, &|| view.hub.flush_all().and_then(|()| sync()))
+        });
         vec![
             file("sys/health".into(), Self::health_text),
             file("sys/version".into(), |_| format!("kosfs {}\n", env!("CARGO_PKG_VERSION"))),

@@ -103,26 +103,31 @@ impl Keeper {
         lock(&self.shared.state).table.has_others()
     }
 
-    /// Have everybody commit what is buffered; with `retire` have other processes give back everything, and grant
-    /// them nothing more.
+    /// Have everybody commit what is buffered, also sessions that have not said yet what they hold; with `retire` have
+    /// other processes give back everything, and grant them nothing more.
     ///
     /// # Errors
     /// `TimedOut` when somebody neither answers nor is fenced in time.
     pub fn recall_all(&self, retire: bool, patience: Duration) -> Result<()> {
         let until = Instant::now() + patience;
-        let mut state = lock(&self.shared.state);
-        self.shared.step(&mut state, Event::RecallAll { retire });
-        let (mut done, since) = state.table.recalled(None);
-        while !done {
+        let mut since = None;
+        loop {
+            {
+                let mut state = lock(&self.shared.state);
+                // Whoever does not come back keeps what it has for the leader after a retired one.
+                if since.is_none() && (retire || !state.table.is_learning()) {
+                    self.shared.step(&mut state, Event::RecallAll { retire });
+                    since = Some(state.table.recalled(None).1);
+                }
+                if since.is_some() && state.table.recalled(since).0 {
+                    return Ok(());
+                }
+            }
             if Instant::now() > until {
                 return Err(Error::new(Kind::TimedOut, "leases: somebody does not give them back"));
             }
-            drop(state);
             thread::sleep(LOOK);
-            state = lock(&self.shared.state);
-            done = state.table.recalled(Some(since)).0;
         }
-        Ok(())
     }
 
     /// A session has a new connection. What was sent over the last one and not received is lost.

@@ -5,11 +5,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{self, Sender};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kos_core::lease::{Limits, Refusal};
 use kos_lease::{Holder, Keeper, Link, Log, Opened};
-use kos_types::lease::{Cache, Epoch, Held, Lane, Leases, Mode, Span, TREE, ToLeader, Want};
+use kos_types::lease::{Cache, Epoch, Held, Lane, Leases, Mode, Span, TREE, ToClient, ToLeader, Want};
 use kos_types::{Ino, Result, SessionId};
 
 /// Shorter than in use, so that a lost session is soon over.
@@ -58,6 +58,8 @@ struct Mount {
     up: Mutex<Sender<(SessionId, Epoch, ToLeader)>>,
     session: Mutex<Option<SessionId>>,
     discarded: AtomicU64,
+    /// Throwing out waits, as the kernel does for a page that is being read.
+    stuck: AtomicBool,
 }
 
 /// What the holder sees of a mount.
@@ -75,6 +77,7 @@ impl Mount {
             up: Mutex::new(up),
             session: Mutex::default(),
             discarded: AtomicU64::new(0),
+            stuck: AtomicBool::new(false),
         });
         let keeper = Arc::clone(keeper);
         thread::spawn(move || {
@@ -110,6 +113,7 @@ impl Mount {
         let own = Arc::clone(self);
         let run = move |held: Result<Box<dyn Held>>| {
             let held = held.expect("granted in time");
+            assert_eq!(held.admitted().is_some(), own.stuck.load(Ordering::SeqCst));
             let result = work(&own);
             done.send(held.end().then_some(result)).expect("somebody waits");
         };
@@ -189,7 +193,14 @@ impl Cache for Side {
         all.into_iter().filter(|&one| ino == TREE || one == ino).for_each(|ino| self.0.commit(ino));
     }
 
-    fn invalidate(&self, ino: Ino, _lane: Lane, _span: Span, _mode: Mode) {
+    fn invalidate(&self, ino: Ino, lane: Lane, span: Span, mode: Mode) {
+        while self.0.stuck.load(Ordering::SeqCst) {
+            thread::sleep(Duration::from_millis(1));
+        }
+        if mode == Mode::Exclusive {
+            // What was let in meanwhile.
+            self.flush(ino, lane, span);
+        }
         self.0.cells.lock().expect("cells").retain(|&one, cell| cell.added > 0 || ino != TREE && one != ino);
     }
 
@@ -301,4 +312,75 @@ fn a_mount_that_is_cut_off_is_fenced_and_comes_back() {
     let discarded: u64 = mounts.iter().map(|mount| mount.discarded.load(Ordering::SeqCst)).sum();
     assert!(discarded >= 5);
     assert_eq!(settled, added - discarded);
+}
+
+#[test]
+fn what_is_let_in_during_a_recall_is_seen_by_who_recalled() {
+    const INO: Ino = Ino(1);
+    let (_fabric, mounts) = cluster(2, Limits::DEFAULT);
+    let add = |mount: &Mount| mount.add(INO);
+    assert_eq!(mounts[0].under(INO, Mode::Exclusive, add), Some(1));
+    mounts[0].stuck.store(true, Ordering::SeqCst);
+    thread::scope(|scope| {
+        let recaller = scope.spawn(|| mounts[1].under(INO, Mode::Exclusive, add));
+        // Its first one is committed, and out of the cache as soon as the kernel lets it go.
+        let committed = || mounts[0].dirty(INO).is_none();
+        while !committed() {
+            thread::sleep(Duration::from_millis(1));
+        }
+        let late = scope.spawn(|| mounts[0].under(INO, Mode::Exclusive, add));
+        let start = Instant::now();
+        while mounts[0].holder().admit(INO) == 0 {
+            assert!(start.elapsed() < PATIENCE, "there is one to let in");
+            thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(late.join().expect("no panic"), Some(2));
+        assert!(!recaller.is_finished(), "the lease is not given back yet");
+        mounts[0].stuck.store(false, Ordering::SeqCst);
+        assert_eq!(recaller.join().expect("no panic"), Some(3));
+    });
+}
+
+#[test]
+fn a_recall_of_all_commits_what_each_has_buffered() {
+    let (fabric, mounts) = cluster(3, Limits::DEFAULT);
+    for (mount, ino) in mounts.iter().zip([1, 2, 3].map(Ino)) {
+        assert_eq!(mount.under(ino, Mode::Exclusive, move |mount| mount.add(ino)), Some(1));
+    }
+    mounts[0].keeper.recall_all(false, PATIENCE).expect("they answer");
+    assert_eq!(fabric.values.lock().expect("values").values().sum::<u64>(), 3);
+    // They go on.
+    assert_eq!(mounts[0].under(Ino(1), Mode::Exclusive, |mount| mount.add(Ino(1))), Some(2));
+    mounts[1].keeper.recall_all(true, PATIENCE).expect("they answer");
+    assert_eq!(fabric.values.lock().expect("values").values().sum::<u64>(), 4);
+}
+
+/// A leader that has just begun does not know what the sessions of the one before have buffered.
+#[test]
+fn a_recall_of_all_waits_for_sessions_that_have_not_come_back() {
+    let fabric = Arc::new(Fabric::default());
+    fabric.epochs.lock().expect("epochs").insert(SessionId(7), Epoch(1));
+    let log = Arc::clone(&fabric) as Arc<dyn Log>;
+    let keeper = Arc::new(Keeper::start(2, SHORT, [(SessionId(7), Epoch(1))], log).expect("a thread"));
+    let (said, heard) = mpsc::channel();
+    keeper.connected(SessionId(7), Box::new(move |_, message| said.send(message).expect("the test listens")));
+    let say = |message| keeper.receive(SessionId(7), Epoch(1), message);
+    thread::scope(|scope| {
+        let all = scope.spawn(|| keeper.recall_all(false, PATIENCE));
+        thread::sleep(Duration::from_millis(50));
+        assert!(!all.is_finished(), "it may have something");
+        say(ToLeader::Hello { sent: 0, held: vec![Want::attr(Ino(1), Mode::Exclusive)] });
+        let recall = heard.iter().find_map(|message| match message {
+            ToClient::Recall { id, .. } => Some(id),
+            _ => None,
+        });
+        assert!(!all.is_finished());
+        say(ToLeader::Ack { recall: recall.expect("a recall"), seq: 0 });
+        all.join().expect("no panic").expect("over");
+    });
+    // One that does not come back has lost what it had.
+    let log = Arc::clone(&fabric) as Arc<dyn Log>;
+    let keeper = Keeper::start(3, SHORT, [(SessionId(7), Epoch(1))], log).expect("a thread");
+    keeper.recall_all(false, PATIENCE).expect("over");
+    assert!(fabric.fences.load(Ordering::SeqCst) > 0);
 }

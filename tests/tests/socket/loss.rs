@@ -9,7 +9,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::second::*;
 
 /// The process that serves the second mount.
-fn process(daemon: &Daemon) -> Pid {
+pub(crate) fn process(daemon: &Daemon) -> Pid {
     wait_for_mounts(daemon, 2);
     let text = fs::read(daemon.state().join("status.json")).expect("status");
     let status: serde_json::Value = serde_json::from_slice(&text).expect("json");

@@ -6,6 +6,7 @@ mod loss;
 mod mapped;
 mod names;
 mod random;
+mod recall;
 mod refusals;
 mod relaxed;
 mod seal;

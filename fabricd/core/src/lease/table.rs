@@ -297,7 +297,8 @@ impl Table {
     }
 
     /// Until this is over nothing is granted: a session may hold what this leader does not know of.
-    pub(super) fn is_learning(&self) -> bool {
+    #[must_use]
+    pub fn is_learning(&self) -> bool {
         self.sessions.values().any(|s| s.unknown)
     }
 

@@ -235,3 +235,161 @@ fn a_lost_session_is_abandoned_before_the_next_and_each_file_hears_of_it_once() 
         Output::Send { epoch: Epoch(2), message: ToLeader::Ask { request: RequestId(2), .. } }
     )));
 }
+
+/// A mount with a session, and what it holds.
+fn holding(wants: &[Want]) -> Client {
+    let mut client = Client::new(LIMITS);
+    assert_eq!(client.step(0, Input::Tick), [Output::Open]);
+    let opened = Input::Opened { session: SessionId(1), epoch: Epoch(1), term: 1, sent: 1 };
+    assert!(matches!(client.step(1, opened)[..], [Output::Send { message: ToLeader::Hello { .. }, .. }]));
+    let id = GrantId { term: 1, counter: 1 };
+    tell(&mut client, ToClient::Granted { request: RequestId(1), id, grants: wants.to_vec() });
+    client
+}
+
+fn tell(client: &mut Client, message: ToClient) -> Vec<Output> {
+    client.step(2, Input::Message { epoch: Epoch(1), message })
+}
+
+fn begin(client: &mut Client, request: u64, wants: &[Want]) -> Vec<Output> {
+    client.step(2, Input::Begin { request: RequestId(request), wants: wants.to_vec(), deadline: u64::MAX })
+}
+
+#[test]
+fn what_waits_for_a_recall_is_let_in_if_its_leases_are_held_still() {
+    let (want, other) = (Want::attr(FILE, Mode::Exclusive), Want::attr(Ino(10), Mode::Exclusive));
+    let mut client = holding(&[want]);
+    let recall = GrantId { term: 1, counter: 2 };
+    let asked =
+        tell(&mut client, ToClient::Recall { id: recall, ino: FILE, lane: want.lane, span: want.span });
+    assert!(matches!(asked[..], [Output::Flush { .. }]));
+    assert!(matches!(client.step(2, Input::Flushed { recall })[..], [Output::Invalidate { .. }]));
+    // Nothing begins any more.
+    for (request, wants) in [(2, vec![want]), (3, vec![want, other]), (4, vec![other])] {
+        let parked = begin(&mut client, request, &wants);
+        assert!(matches!(parked[..], [Output::Send { message: ToLeader::Ask { .. }, .. }]), "{parked:?}");
+    }
+    // One needs what was never held, one is of another inode.
+    let (epoch, request) = (Epoch(1), RequestId(2));
+    let let_in = client.step(2, Input::Admit { ino: FILE });
+    let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
+    assert_eq!(let_in, [cancel, Output::Admitted { request, ino: FILE }]);
+    assert!(client.step(2, Input::Admit { ino: FILE }).is_empty(), "once");
+    assert!(client.commit(2, want).is_some(), "what it changes is committed under the lease");
+    // Others go on.
+    let both = GrantId { term: 1, counter: 3 };
+    tell(&mut client, ToClient::Granted { request: RequestId(4), id: both, grants: vec![other] });
+    assert!(client.step(2, Input::End { request: RequestId(4) }).is_empty());
+    assert!(client.step(2, Input::End { request }).is_empty());
+    let given = client.step(2, Input::Invalidated { recall });
+    let seq = 1;
+    assert_eq!(given, [Output::Send { epoch, message: ToLeader::Ack { recall, seq } }]);
+    assert!(client.commit(2, want).is_none());
+}
+
+#[test]
+fn a_recall_waits_for_what_was_let_in_before_it() {
+    let want = Want::attr(FILE, Mode::Exclusive);
+    let halves = [Want::data(FILE, 0, 1, Mode::Exclusive), want];
+    let mut client = holding(&halves);
+    let ids = [2, 3].map(|counter| GrantId { term: 1, counter });
+    let recall = |nth: usize| {
+        let Want { ino, lane, span, .. } = halves[nth];
+        ToClient::Recall { id: ids[nth], ino, lane, span }
+    };
+    assert!(matches!(tell(&mut client, recall(0))[..], [Output::Flush { .. }]));
+    begin(&mut client, 2, &halves);
+    assert_eq!(client.step(2, Input::Admit { ino: FILE }).len(), 2);
+    // It began after the grants that are recalled, and may touch them all the same.
+    assert!(tell(&mut client, recall(1)).is_empty());
+    let ended = client.step(2, Input::End { request: RequestId(2) });
+    assert!(matches!(ended[..], [Output::Flush { recall, .. }] if recall == ids[1]), "{ended:?}");
+}
+
+#[test]
+fn what_waits_when_the_session_is_lost_fails_if_the_kernel_waits_for_it() {
+    let want = Want::attr(FILE, Mode::Exclusive);
+    let mut client = holding(&[]);
+    begin(&mut client, 2, &[want]);
+    begin(&mut client, 3, &[Want::attr(Ino(10), Mode::Shared)]);
+    assert_eq!(tell(&mut client, ToClient::Gone), [Output::Abandon]);
+    let refused = client.step(2, Input::Admit { ino: FILE });
+    assert_eq!(refused, [Output::TimedOut { request: RequestId(2) }], "and only that");
+}
+
+#[test]
+fn a_recall_of_all_is_over_when_each_has_answered() {
+    let mut leader = Leader::new(3, LIMITS);
+    let buffered = [Want::attr(FILE, Mode::Exclusive), Want::attr(Ino(10), Mode::Exclusive)];
+    leader.ask(0, &[buffered[0]]);
+    leader.ask(1, &[buffered[1]]);
+    leader.ask(2, &[Want::attr(Ino(11), Mode::Shared)]);
+    // One is recalled already, for somebody.
+    let (_, earlier, _) = recalls(&leader.ask(1, &[buffered[0]]))[0];
+    let asked = recalls(&leader.step(Event::RecallAll { retire: false }));
+    assert_eq!(
+        asked.iter().map(|&(who, ..)| who).collect::<Vec<_>>(),
+        [1],
+        "nobody buffers under a shared one"
+    );
+    let (done, since) = leader.table.recalled(None);
+    assert!(!done);
+    leader.say(1, ToLeader::Ack { recall: asked[0].1, seq: 0 });
+    assert!(!leader.table.recalled(Some(since)).0, "the earlier one is open");
+    leader.say(0, ToLeader::Ack { recall: earlier, seq: 0 });
+    // One that begins later is not waited for.
+    assert_eq!(recalls(&leader.ask(2, &[buffered[0]])).len(), 1);
+    assert!(leader.table.recalled(Some(since)).0);
+}
+
+#[test]
+fn a_leader_that_ends_has_all_back_and_grants_only_its_own_process() {
+    let mut leader = Leader::new(1, LIMITS);
+    leader.step(Event::Resides { session: SessionId(9), epoch: Epoch(1) });
+    let files = [20, 21, 22].map(Ino);
+    assert_eq!(grants(&leader.ask(0, &[Want::attr(files[0], Mode::Shared)])).len(), 1);
+    assert_eq!(grants(&leader.ask(9, &[Want::attr(files[1], Mode::Exclusive)])).len(), 1);
+    let asked = recalls(&leader.step(Event::RecallAll { retire: true }));
+    assert_eq!(asked.iter().map(|&(who, _, ino)| (who, ino)).collect::<Vec<_>>(), [(0, files[0])]);
+    leader.say(0, ToLeader::Ack { recall: asked[0].1, seq: 0 });
+    assert!(leader.table.recalled(None).0);
+    assert!(grants(&leader.ask(0, &[Want::attr(files[2], Mode::Shared)])).is_empty());
+    assert_eq!(grants(&leader.ask(9, &[Want::attr(files[0], Mode::Exclusive)])).len(), 1);
+}
+
+#[test]
+fn the_session_of_the_leaders_process_is_never_late() {
+    let mut leader = Leader::new(1, LIMITS);
+    leader.step(Event::Resides { session: SessionId(9), epoch: Epoch(1) });
+    let want = Want::attr(FILE, Mode::Exclusive);
+    leader.ask(9, &[want]);
+    assert_eq!(recalls(&leader.ask(0, &[want])).len(), 1);
+    let until = leader.now + 100 * LIMITS.recall;
+    let mut fenced = Vec::new();
+    while leader.now < until {
+        leader.now += LIMITS.renew;
+        fenced.extend(leader.step(Event::Tick));
+    }
+    let fenced: Vec<_> = fenced.iter().filter(|action| matches!(action, Action::Fence { .. })).collect();
+    assert_eq!(fenced, [&Action::Fence { session: SessionId(0), epoch: Epoch(1) }], "the other one is");
+    assert_eq!(leader.check(9, GrantId { term: 1, counter: u64::MAX }, 1, want), Ok(()));
+}
+
+#[test]
+fn while_nobody_leads_a_session_stays() {
+    let mut client = holding(&[Want::attr(FILE, Mode::Exclusive)]);
+    let later = 10 * LIMITS.ttl;
+    // Connected: that somebody leads and does not answer is no excuse.
+    assert!(client.step(3, Input::Leaderless { at: 3 }).is_empty());
+    assert_eq!(client.valid_until(), Some(1 + LIMITS.ttl));
+    assert!(client.step(3, Input::Disconnected).is_empty());
+    for at in (3..later).step_by(LIMITS.renew as usize) {
+        assert!(client.step(at, Input::Leaderless { at }).is_empty());
+    }
+    assert!(client.commit(later, Want::attr(FILE, Mode::Exclusive)).is_some());
+    let hello = client.step(later, Input::Connected { term: 2 });
+    assert!(
+        matches!(&hello[..], [Output::Send { message: ToLeader::Hello { held, .. }, .. }] if held.len() == 1),
+        "{hello:?}"
+    );
+}
