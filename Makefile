@@ -91,7 +91,7 @@ soak: build
 	@tools/deps.sh $(TEST_DEPS) $(SOAK_DEPS)
 	@$(STEP) fuzz tests/fuzz/run.sh 300
 	@$(STEP) cuts env KOS_CUTS=50 cargo test --release --locked --workspace --test power
-	@$(STEP) kills env KOS_KILLS=50 cargo test --release --locked --workspace --test crash
+	@$(STEP) kills env KOS_KILLS=50 cargo test --release --locked --workspace --test crash --test power kills
 	@$(STEP) memory env KOS_SCALE=5 cargo test --release --locked --workspace --test footprint
 	@$(STEP) two-mounts env KOS_STEPS=20000 cargo test --release --locked --workspace --test socket random
 	@$(STEP) million env KOS_ENTRIES=1000000 cargo test --release --locked --workspace --test limits

@@ -44,20 +44,24 @@ struct Taken {
 }
 
 /// A program that takes and drops snapshots of one file.
-struct Snapshots {
+pub(crate) struct Snapshots {
     mount: PathBuf,
     rng: Rng,
     next: u64,
     all: Vec<Taken>,
-    acks: u64,
+    pub(crate) acks: u64,
 }
 
 impl Snapshots {
+    pub(crate) fn new(mount: &Path, rng: &mut Rng) -> Self {
+        Self { mount: mount.to_path_buf(), rng: Rng::new(rng.next()), next: 0, all: Vec::new(), acks: 0 }
+    }
+
     fn file(&self) -> PathBuf {
         self.mount.join("mem/Snapshots")
     }
 
-    fn run(&mut self) -> io::Result<()> {
+    pub(crate) fn run(&mut self) -> io::Result<()> {
         loop {
             self.next += 1;
             let len = self.rng.below(150_000) as usize;
@@ -81,7 +85,7 @@ impl Snapshots {
         }
     }
 
-    fn check(&mut self) -> Result<(), String> {
+    pub(crate) fn check(&mut self) -> Result<(), String> {
         let mut there = names(&self.mount.join("snap"))?;
         for taken in std::mem::take(&mut self.all) {
             let path = self.mount.join("snap").join(&taken.name).join("Snapshots");
@@ -102,17 +106,23 @@ impl Snapshots {
 }
 
 /// A program that drops jobs.
-struct Jobs {
+pub(crate) struct Jobs {
     mount: PathBuf,
     next: u64,
     /// Names since the last cut, and whether each is promised to be there.
     dropped: Vec<(String, bool)>,
-    acks: u64,
-    done: u64,
+    pub(crate) acks: u64,
+    pub(crate) done: u64,
 }
 
 impl Jobs {
-    fn run(&mut self) -> io::Result<()> {
+    pub(crate) fn new(mount: &Path) -> io::Result<Self> {
+        fs::create_dir(mount.join("mem/Jobs"))?;
+        sync(mount)?;
+        Ok(Self { mount: mount.to_path_buf(), next: 0, dropped: Vec::new(), acks: 0, done: 0 })
+    }
+
+    pub(crate) fn run(&mut self) -> io::Result<()> {
         for _ in 0..JOBS {
             self.next += 1;
             let name = format!("job{}", self.next);
@@ -132,7 +142,7 @@ impl Jobs {
         Ok(())
     }
 
-    fn check(&mut self) -> Result<(), String> {
+    pub(crate) fn check(&mut self) -> Result<(), String> {
         let there = names(&self.mount.join("jobs/by-name"))?;
         for (name, acked) in std::mem::take(&mut self.dropped) {
             if !there.contains(&name) {
@@ -195,10 +205,8 @@ fn snapshots_jobs_and_attributes_survive_power_cuts_while_the_node_tidies_up() {
     let kinds = [Kind::Overwrite, Kind::Replace, Kind::Names, Kind::Attributes];
     let mut workers = workers(&machine, &kinds, &mut rng);
     let mount = machine.daemon.mount();
-    fs::create_dir(mount.join("mem/Jobs")).and_then(|()| sync(&mount)).expect("mkdir");
-    let mut snapshots =
-        Snapshots { mount: mount.clone(), rng: Rng::new(rng.next()), next: 0, all: Vec::new(), acks: 0 };
-    let mut jobs = Jobs { mount: mount.clone(), next: 0, dropped: Vec::new(), acks: 0, done: 0 };
+    let mut snapshots = Snapshots::new(&mount, &mut rng);
+    let mut jobs = Jobs::new(&mount).expect("mkdir");
     let node = names(&mount.join("nodes")).expect("nodes").pop_first().expect("this node");
     let ctl = mount.join("nodes").join(node).join("ctl");
     for number in 0..cuts() {

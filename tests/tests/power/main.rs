@@ -7,6 +7,7 @@ mod chores;
 mod faults;
 #[path = "../../../fabricd/core/tests/suite/invariants.rs"]
 mod invariants;
+mod kills;
 mod leaks;
 mod load;
 mod track;
