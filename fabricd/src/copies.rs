@@ -23,8 +23,6 @@ struct Copy {
     bytes: u64,
     /// The tick of its last use.
     used: u64,
-    /// Mounts that read it.
-    lent: u32,
 }
 
 #[derive(Default)]
@@ -76,7 +74,7 @@ impl Copies {
         self.dir.as_ref().map(|dir| dir.join("new"))
     }
 
-    /// A copy to read in place until [`Self::give_back`]; without one the file may get one.
+    /// A copy to read in place; without one the file may get one. The kernel knows for how long it is in use.
     pub(crate) fn lend(&self, ino: Ino) -> Option<File> {
         let path = self.path(ino)?;
         let mut state = self.state();
@@ -91,15 +89,7 @@ impl Copies {
         };
         let file = File::open(path).inspect_err(|e| kos_types::log!("fabricd: copy of inode {}: {e}", ino.0));
         copy.used = tick;
-        copy.lent += u32::from(file.is_ok());
         file.ok()
-    }
-
-    /// The end of one [`Self::lend`].
-    pub(crate) fn give_back(&self, ino: Ino) {
-        if let Some(copy) = self.state().whole.get_mut(&ino) {
-            copy.lent = copy.lent.saturating_sub(1);
-        }
     }
 
     /// A copy of a file is wanted if there is room.
@@ -145,9 +135,9 @@ impl Copies {
     /// Drop a copy that nobody reads; false when somebody does.
     fn drop_idle(&self, state: &mut State, ino: Ino) -> bool {
         let Some(path) = self.path(ino) else { return true };
-        if let Some(copy) = state.whole.get(&ino) {
-            // A mapping outlives the descriptor that the mount knows of.
-            if copy.lent > 0 || inplace::is_open_elsewhere(&path) {
+        if state.whole.contains_key(&ino) {
+            // Mappings outlive the descriptors that a mount knows of, and both outlive the mount.
+            if inplace::is_open_elsewhere(&path) {
                 return false;
             }
             if let Err(e) = fs::remove_file(&path) {
@@ -164,15 +154,10 @@ impl Copies {
     /// how many that were.
     pub(crate) fn shrink(&self, bytes: u64) -> u64 {
         let mut state = self.state();
-        let mut idle: Vec<_> = state
-            .whole
-            .iter()
-            .filter(|(_, copy)| copy.lent == 0)
-            .map(|(&ino, copy)| (copy.used, ino))
-            .collect();
-        idle.sort_unstable();
+        let mut all: Vec<_> = state.whole.iter().map(|(&ino, copy)| (copy.used, ino)).collect();
+        all.sort_unstable();
         let mut freed = 0;
-        for (_, ino) in idle {
+        for (_, ino) in all {
             if freed >= bytes {
                 break;
             }
@@ -221,7 +206,7 @@ impl Copies {
         fs::rename(from, to).map_err(|e| Error::io("copy", &e))?;
         state.tick += 1;
         let used = state.tick;
-        state.whole.insert(ino, Copy { bytes, used, lent: 0 });
+        state.whole.insert(ino, Copy { bytes, used });
         Ok(())
     }
 

@@ -23,6 +23,7 @@ use kos_types::{
 use kos_core::lease::Limits;
 
 use crate::Node;
+use crate::loans::Loans;
 use crate::locks::Locks;
 
 /// For all mounts to write out what they have buffered: more than any may take to answer a recall.
@@ -68,6 +69,7 @@ struct Table {
     opens: HashMap<Ino, BTreeMap<u64, Opens>>,
     /// Without a name, and dropped when nobody has it open.
     orphans: HashSet<Ino>,
+    loans: Loans,
     logged: BTreeMap<SessionId, Logged>,
 }
 
@@ -94,6 +96,8 @@ struct Logged {
     /// Without users it ends then.
     until: Instant,
     ended: bool,
+    /// An earlier daemon may have lent it copies, and it has not come back yet to say which.
+    awaited: bool,
 }
 
 /// The sessions of one fabric.
@@ -123,6 +127,8 @@ pub struct Session {
     /// As whom it proposes; the mount in this process as the node itself.
     origin: Origin,
     leaving: AtomicBool,
+    /// Nothing was unsealed since an earlier daemon lent it copies.
+    kept: bool,
     /// What was set aside for what another process has buffered.
     reserved: Mutex<HashMap<Ino, u64>>,
 }
@@ -149,7 +155,8 @@ impl Hub {
         let living: Vec<_> = living.map(|&(id, epoch, _)| (id, Epoch(epoch))).collect();
         let shared = AtomicBool::new(!living.is_empty());
         let logged = logged.into_iter();
-        let logged = logged.map(|(id, _, ended)| (id, Logged { users: 0, until, ended })).collect();
+        let logged =
+            logged.map(|(id, _, ended)| (id, Logged { users: 0, until, ended, awaited: !ended })).collect();
         let table = Arc::new(Mutex::new(Table { logged, ..Table::default() }));
         let log = Arc::new(Chronicle { node: Arc::clone(&node), table: Arc::clone(&table) });
         let keeper = Keeper::start(node.term(), Limits::DEFAULT, living, log)?;
@@ -173,6 +180,7 @@ impl Hub {
             number: self.number(),
             origin: Origin::default(),
             leaving: AtomicBool::new(false),
+            kept: false,
             reserved: Mutex::default(),
         })
     }
@@ -207,11 +215,12 @@ impl Hub {
     }
 
     /// Let another one in, with the session it has of an earlier time or, if that has ended, with a new
-    /// one. It returns when the others know.
+    /// one. It returns when the others know. `lent` are files of which it was lent copies, perhaps by an earlier
+    /// daemon.
     ///
     /// # Errors
     /// `Busy` when there are too many; what the local mount could not write out.
-    pub fn join(self: &Arc<Self>, who: Who, claim: Option<Claim>) -> Result<Arc<Session>> {
+    pub fn join(self: &Arc<Self>, who: Who, claim: Option<Claim>, lent: &[Ino]) -> Result<Arc<Session>> {
         let _one_at_a_time = lock(&self.joining);
         if self.others.load(Ordering::SeqCst) >= SESSIONS_MAX {
             return Err(Error::new(
@@ -236,14 +245,18 @@ impl Hub {
         let number = self.number();
         let mut table = lock(&self.table);
         table.others.insert(number, who);
-        let new = || Logged { users: 0, until: Instant::now(), ended: false };
-        table.logged.entry(session).or_insert_with(new).users += 1;
+        lent.iter().for_each(|&ino| _ = table.loans.begin(number, ino));
+        let new = || Logged { users: 0, until: Instant::now(), ended: false, awaited: false };
+        let logged = table.logged.entry(session).or_insert_with(new);
+        logged.users += 1;
+        let kept = std::mem::take(&mut logged.awaited) && !logged.ended;
         let origin = Origin { session, epoch, ..Origin::default() };
         Ok(Arc::new(Session {
             hub: Arc::clone(self),
             number,
             origin,
             leaving: AtomicBool::new(false),
+            kept,
             reserved: Mutex::default(),
         }))
     }
@@ -319,12 +332,19 @@ impl Hub {
         if seals && opens.any(|opens| opens.writes > 0) {
             return Err(Error::new(Kind::InUse, "seal: the file is open for writing"));
         }
-        if seals { propose() } else { self.node.unseal(ino, propose) }
+        if seals {
+            return propose();
+        }
+        let is_awaited = || table.logged.values().any(|logged| logged.awaited && !logged.ended);
+        if (table.loans.any(ino) || is_awaited()) && self.node.attr(ino)?.sealed {
+            return Err(Error::new(Kind::InUse, "unseal: a mount reads it in place, or may do so"));
+        }
+        self.node.unseal(ino, propose)
     }
 
     /// One open less of a session, or none left of it.
     fn close(&self, session: u64, ino: Ino, access: Option<Access>) {
-        let mut table = lock(&self.table);
+        let table = &mut *lock(&self.table);
         let Some(opens) = table.opens.get_mut(&ino) else { return };
         if let Some(own) = opens.get_mut(&session) {
             match access {
@@ -333,6 +353,7 @@ impl Hub {
             }
             if own.reads + own.writes == 0 {
                 opens.remove(&session);
+                table.loans.closed(session, ino);
             }
         }
         if opens.is_empty() {
@@ -351,6 +372,7 @@ impl Drop for Session {
         let held: Vec<Ino> = {
             let mut table = lock(&self.hub.table);
             table.others.remove(&self.number);
+            table.loans.forget(self.number);
             if let Some(logged) = table.logged.get_mut(&self.origin.session) {
                 logged.users -= 1;
                 logged.until = Instant::now() + if self.is_leaving() { Duration::ZERO } else { KEPT };
@@ -459,6 +481,10 @@ impl Numbered for Session {
 
     fn term(&self) -> u64 {
         self.hub.node.term()
+    }
+
+    fn kept(&self) -> bool {
+        self.kept
     }
 
     fn lease_begin(&self, outbox: LeaseOutbox) {
@@ -625,11 +651,14 @@ impl Fabric for Session {
     }
 
     fn lend_copy(&self, ino: Ino) -> Option<File> {
-        self.hub.node.lend_copy(ino)
+        let mut table = lock(&self.hub.table);
+        table.opens.get(&ino)?.get(&self.number)?;
+        let copy = self.hub.node.lend_copy(ino)?;
+        table.loans.begin(self.number, ino).then_some(copy)
     }
 
     fn return_copy(&self, ino: Ino) {
-        self.hub.node.return_copy(ino);
+        lock(&self.hub.table).loans.end(self.number, ino);
     }
 
     fn open(&self, ino: Ino, access: Access) -> Result<Attr> {

@@ -14,6 +14,7 @@ mod group;
 mod hub;
 mod inplace;
 mod jobs;
+mod loans;
 mod locks;
 mod maps;
 mod node;

@@ -527,10 +527,6 @@ impl Fabric for Node {
         self.inner.copies.lend(ino)
     }
 
-    fn return_copy(&self, ino: Ino) {
-        self.inner.copies.give_back(ino);
-    }
-
     fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
         let (tables, ino) = self.seen(ino)?;
         read::xattr(&tables, ino, name)

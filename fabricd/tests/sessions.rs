@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fabricd::{Hub, KEPT, Node, Options, Session, Who};
 use kos_rpc::{Claim, Client, ControlInfo, Host, Numbered, Peer, Server};
-use kos_types::{Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result};
+use kos_types::{Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result, XattrMode};
 
 fn node(state: &Path) -> Arc<Node> {
     Arc::new(Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0 }).expect("node"))
@@ -30,7 +30,7 @@ fn mkdir(name: &str) -> Op {
 }
 
 fn join(hub: &Arc<Hub>, claim: Option<Claim>) -> Arc<Session> {
-    hub.join(who(), claim).expect("joins")
+    hub.join(who(), claim, &[]).expect("joins")
 }
 
 #[test]
@@ -77,6 +77,42 @@ fn a_session_is_kept_for_its_client_and_then_forgotten() {
     assert_eq!(records(state.path()), 0);
 }
 
+/// An earlier daemon lent copies of sealed files, which mounts go on reading.
+#[test]
+fn nothing_is_unsealed_before_the_mounts_have_said_what_they_read() {
+    let state = tempfile::tempdir().expect("temporary directory");
+    let first = node(state.path());
+    let hub = Hub::new(Arc::clone(&first)).expect("hub");
+    let session = join(&hub, None);
+    let (claim, kept) = (session.claim(), session.kept());
+    assert!(!kept, "nothing is known of what it had before");
+    let Op::Create { parent, mode, umask, cred, rdev, .. } = mkdir("") else { panic!("mkdir") };
+    let (kind, target) = (FileKind::File, Vec::new());
+    let made =
+        session.propose(Op::Create { parent, name: b"file".into(), kind, mode, umask, cred, rdev, target });
+    let Ok(Reply::Attr(file)) = made else { panic!("{made:?}") };
+    let (ino, name) = (file.ino, b"user.kos.seal".to_vec());
+    let seal = Op::SetXattr { ino, name: name.clone(), value: b"1".into(), mode: XattrMode::Any };
+    session.propose(seal).expect("sealed");
+    drop((session, hub));
+    Arc::into_inner(first).expect("the only one").close().expect("close");
+
+    let second = node(state.path());
+    let hub = Hub::new(Arc::clone(&second)).expect("hub");
+    let local = hub.embed();
+    let unseal = || local.propose(Op::RemoveXattr { ino, name: name.clone() }).map(drop);
+    let busy = |why: &str| assert_eq!(unseal().expect_err(why).kind(), Kind::InUse, "{why}");
+    busy("it is not back");
+    let session = hub.join(who(), Some(claim), &[ino]).expect("joins");
+    assert!(session.kept());
+    busy("it reads one");
+    assert!(!join(&hub, Some(claim)).kept(), "once");
+    session.return_copy(ino);
+    unseal().expect("unsealed");
+    drop((session, local, hub));
+    Arc::into_inner(second).expect("the only one").close().expect("close");
+}
+
 /// Sessions and their answers in the tables of a node that is closed.
 fn records(state: &Path) -> usize {
     let db = rocksdb::DB::open_for_read_only(&rocksdb::Options::default(), state.join("meta"), false)
@@ -102,7 +138,7 @@ impl Host for Door {
     type Session = Session;
 
     fn join(&self, _peer: &Peer, claim: Option<Claim>) -> Result<Arc<Session>> {
-        self.0.join(who(), claim)
+        self.0.join(who(), claim, &[])
     }
 
     fn control_files(&self) -> Vec<ControlInfo> {

@@ -1,24 +1,25 @@
 //! The asking end: a fabric whose other half is behind a socket, and may be away for a while.
 
+mod fabric;
+
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kos_types::{
-    Access, Attr, Dirent, Error, ExtentMap, Fabric, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy,
-    Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
-};
+use kos_types::{Access, Attr, Error, Ino, Kind, LockAnswer, Result, SessionId, Time};
 
 use crate::frame;
 use crate::greeting::{self, Greeting};
 use crate::held::Held;
 use crate::leases::refused;
 use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
+use crate::loans::Loans;
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
 };
@@ -55,6 +56,8 @@ pub struct Client {
     held: Mutex<HashMap<(Ino, Access), u32>>,
     /// Locks that the server knows of, likewise.
     locks: Mutex<Held>,
+    /// Copies that it was lent, likewise.
+    loans: Mutex<Loans>,
     proposals: Mutex<Proposals>,
 }
 
@@ -79,6 +82,13 @@ struct Connection {
     claim: Claim,
     /// The server's.
     term: u64,
+}
+
+/// Where an answer's bytes go, and the file that came with it.
+#[derive(Default)]
+struct Gets<'a> {
+    bytes: &'a mut [u8],
+    file: Option<OwnedFd>,
 }
 
 /// How a connection ended in the middle of a request.
@@ -131,6 +141,7 @@ impl Client {
             returned: Condvar::new(),
             held: Mutex::default(),
             locks: Mutex::default(),
+            loans: Mutex::default(),
             proposals: Mutex::default(),
         };
         client.lend(Instant::now() + wait)?.give_back();
@@ -162,7 +173,7 @@ impl Client {
     pub(crate) fn connect_for_leases(&self) -> std::result::Result<(UnixStream, SessionId, u64), Refused> {
         let connection = self.connect_once()?;
         let request = encode(&Request::Leases).map_err(Refused::ForGood)?;
-        match talk(&connection.stream, &request, b"", &mut []) {
+        match talk(&connection.stream, &request, b"", &mut Gets::default()) {
             Ok(Ok(Answer::Done)) => Ok((connection.stream, connection.claim.session, connection.term)),
             Ok(other) => Err(Refused::ForGood(refused(&other))),
             Err(Lost::Unsent(e) | Lost::Unanswered(e)) => Err(Refused::ForNow(e.to_string())),
@@ -201,13 +212,18 @@ impl Client {
     /// # Errors
     /// `Io` when nobody answers; the session then ends by itself.
     pub fn leave(&self) -> Result<()> {
-        let left = self.exchange(&Request::Leave, b"", &mut [], Duration::ZERO);
+        let left = self.ask_once(&Request::Leave);
         self.hang_up();
         left.map(drop)
     }
 
     fn ask(&self, request: &Request) -> Result<Answer> {
-        self.exchange(request, b"", &mut [], self.options.patience)
+        self.exchange(request, b"", &mut Gets::default(), self.options.patience)
+    }
+
+    /// The same, without waiting for a server that is away.
+    fn ask_once(&self, request: &Request) -> Result<Answer> {
+        self.exchange(request, b"", &mut Gets::default(), Duration::ZERO)
     }
 
     fn bytes(&self, request: &Request) -> Result<Vec<u8>> {
@@ -225,7 +241,13 @@ impl Client {
     }
 
     /// Ask until it is answered, as often as that is safe and for as long as is allowed.
-    fn exchange(&self, request: &Request, data: &[u8], out: &mut [u8], patience: Duration) -> Result<Answer> {
+    fn exchange(
+        &self,
+        request: &Request,
+        data: &[u8],
+        out: &mut Gets<'_>,
+        patience: Duration,
+    ) -> Result<Answer> {
         let message = encode(request)?;
         if message.len() > crate::limits::MESSAGE_BYTES_MAX {
             return Err(Error::new(Kind::TooLarge, "rpc: the request is too long"));
@@ -333,6 +355,7 @@ impl Client {
         let hello = Hello {
             client: asked_as,
             claim: lock(&self.claim).map(|(claim, _)| claim),
+            lent: lock(&self.loans).all(),
             dir: self.options.dir.clone(),
             source: self.options.source.clone(),
         };
@@ -369,6 +392,9 @@ impl Client {
             }
             *lock(&self.claim) = Some((welcome.claim, welcome.term));
         }
+        if !welcome.kept {
+            lock(&self.loans).forgotten(welcome.term);
+        }
         if welcome.fresh {
             self.open_again(&stream).map_err(Refused::ForNow)?;
         }
@@ -380,7 +406,7 @@ impl Client {
         let held: Vec<_> = lock(&self.held).iter().map(|(&open, &times)| (open, times)).collect();
         for ((ino, access), times) in held {
             let request = encode(&Request::Open(ino, access, times)).map_err(|e| e.to_string())?;
-            match talk(stream, &request, b"", &mut []) {
+            match talk(stream, &request, b"", &mut Gets::default()) {
                 // An inode that is gone answers so when it is used.
                 Ok(_) => {}
                 Err(Lost::Unsent(e) | Lost::Unanswered(e)) => return Err(e.to_string()),
@@ -388,7 +414,7 @@ impl Client {
         }
         for (ino, lock) in lock(&self.locks).all() {
             let request = encode(&Request::SetLock(ino, lock, None)).map_err(|e| e.to_string())?;
-            match talk(stream, &request, b"", &mut []) {
+            match talk(stream, &request, b"", &mut Gets::default()) {
                 Ok(Ok(Answer::LockSet(LockAnswer::Granted))) => {}
                 // Another mount was faster.
                 Ok(other) => kos_types::log!("kos-rpc: a lock on inode {} is lost: {other:?}", ino.0),
@@ -411,22 +437,24 @@ fn talk(
     stream: &UnixStream,
     message: &[u8],
     data: &[u8],
-    out: &mut [u8],
+    out: &mut Gets<'_>,
 ) -> std::result::Result<Outcome, Lost> {
     frame::send(stream, message, data).map_err(Lost::Unsent)?;
     let mut answer = Vec::new();
-    let header = match frame::receive(stream, &mut answer) {
+    out.file = None;
+    let header = match frame::receive_file(stream, &mut answer, &mut out.file) {
         Ok(Some(header)) => header,
         Ok(None) => return Err(Lost::Unanswered(ErrorKind::UnexpectedEof.into())),
         Err(e) => return Err(Lost::Unanswered(e)),
     };
     let broken = |why: String| Lost::Unanswered(io::Error::new(ErrorKind::InvalidData, why));
     let outcome: Outcome = decode(&answer).map_err(|e| broken(e.to_string()))?;
-    let expected = if outcome == Ok(Answer::Data) { out.len() } else { 0 };
+    let expected = if outcome == Ok(Answer::Data) { out.bytes.len() } else { 0 };
     if header.data != expected {
         return Err(broken(format!("{} bytes where {expected} were asked for", header.data)));
     }
-    frame::fill(stream, &mut out[..expected], Instant::now() + FRAME_DEADLINE).map_err(Lost::Unanswered)?;
+    frame::fill(stream, &mut out.bytes[..expected], Instant::now() + FRAME_DEADLINE)
+        .map_err(Lost::Unanswered)?;
     Ok(outcome)
 }
 
@@ -450,205 +478,5 @@ impl Drop for Lent<'_> {
     fn drop(&mut self) {
         lock(&self.client.pool).open -= 1;
         self.client.returned.notify_one();
-    }
-}
-
-impl Fabric for Client {
-    fn propose(&self, op: Op) -> Result<Reply> {
-        let (seq, answered) = {
-            let mut proposals = lock(&self.proposals);
-            proposals.last += 1;
-            let seq = proposals.last;
-            proposals.waiting.insert(seq);
-            (seq, proposals.waiting.first().map_or(0, |first| first - 1))
-        };
-        let answer = self.ask(&Request::Propose { seq, answered, op });
-        // Answered or given up: it is not asked for again.
-        lock(&self.proposals).waiting.remove(&seq);
-        match answer? {
-            Answer::Reply(reply) => Ok(reply),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr> {
-        self.attributes(&Request::Lookup(parent, name.to_vec()))
-    }
-
-    fn attr(&self, ino: Ino) -> Result<Attr> {
-        self.attributes(&Request::Attr(ino))
-    }
-
-    fn parent(&self, dir: Ino) -> Result<Ino> {
-        match self.ask(&Request::Parent(dir))? {
-            Answer::Ino(ino) => Ok(ino),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn list(&self, dir: Ino, after: u64, max: usize) -> Result<Vec<Dirent>> {
-        let max = u32::try_from(max).unwrap_or(u32::MAX);
-        match self.ask(&Request::List { dir, after, max })? {
-            Answer::Entries(entries) => Ok(entries),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn readlink(&self, ino: Ino) -> Result<Vec<u8>> {
-        self.bytes(&Request::Readlink(ino))
-    }
-
-    fn xattr(&self, ino: Ino, name: &[u8]) -> Result<Vec<u8>> {
-        self.bytes(&Request::Xattr(ino, name.to_vec()))
-    }
-
-    fn xattrs(&self, ino: Ino) -> Result<Vec<Vec<u8>>> {
-        match self.ask(&Request::Xattrs(ino))? {
-            Answer::Names(names) => Ok(names),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn policy(&self, ino: Ino) -> Result<Policy> {
-        match self.ask(&Request::Policy(ino))? {
-            Answer::Policy(policy) => Ok(policy),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn sharing(&self, ino: Ino) -> Result<Sharing> {
-        match self.ask(&Request::Sharing(ino))? {
-            Answer::Sharing(sharing) => Ok(sharing),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
-        match self.ask(&Request::Extents { ino, off, len })? {
-            Answer::Extents(map) => Ok(map),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn write_stripe(&self, policy: Policy, data: &[u8]) -> Result<StripeId> {
-        match self.exchange(&Request::WriteStripe(policy), data, &mut [], self.options.patience)? {
-            Answer::Stripe(id) => Ok(id),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
-        let len = u32::try_from(out.len()).map_err(|_| Error::new(Kind::Invalid, "read: too long"))?;
-        match self.exchange(&Request::ReadStripe { stripe, at, len }, b"", out, self.options.patience)? {
-            Answer::Data => Ok(()),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn snapshots(&self) -> Result<Vec<Snapshot>> {
-        match self.ask(&Request::Snapshots)? {
-            Answer::Snapshots(snapshots) => Ok(snapshots),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn reserve(&self, ino: Ino, bytes: u64, grows: u64) -> Result<()> {
-        self.ask(&Request::Reserve { ino, bytes, grows }).map(drop)
-    }
-
-    fn release(&self, ino: Ino, bytes: u64) {
-        if bytes > 0 {
-            // A daemon that is away has forgotten it anyway.
-            drop(self.exchange(&Request::Release { ino, bytes }, b"", &mut [], Duration::ZERO));
-        }
-    }
-
-    fn sync(&self) -> Result<()> {
-        self.ask(&Request::Sync).map(drop)
-    }
-
-    fn usage(&self) -> Result<SpaceUsage> {
-        match self.ask(&Request::Usage)? {
-            Answer::Usage(usage) => Ok(usage),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn job(&self, id: JobId) -> Result<Job> {
-        match self.ask(&Request::Job(id))? {
-            Answer::Job(job) => Ok(job),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn job_spec(&self, id: JobId) -> Result<Vec<u8>> {
-        self.bytes(&Request::JobSpec(id))
-    }
-
-    fn job_of(&self, dir: Ino) -> Result<Option<JobId>> {
-        match self.ask(&Request::JobOf(dir))? {
-            Answer::JobOf(job) => Ok(job),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn jobs_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
-        match self.ask(&Request::JobsChanged { seen, wait })? {
-            Answer::Count(count) => Ok(count),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn open(&self, ino: Ino, access: Access) -> Result<Attr> {
-        let attr = self.attributes(&Request::Open(ino, access, 1))?;
-        *lock(&self.held).entry((ino, access)).or_default() += 1;
-        Ok(attr)
-    }
-
-    fn close(&self, ino: Ino, access: Access) {
-        let mut held = lock(&self.held);
-        if let Some(times) = held.get_mut(&(ino, access)) {
-            *times -= 1;
-            if *times == 0 {
-                held.remove(&(ino, access));
-            }
-        }
-        drop(held);
-        // A server that is away has forgotten it anyway, and is told only what is still open.
-        drop(self.exchange(&Request::Close(ino, access), b"", &mut [], Duration::ZERO));
-    }
-
-    fn test_lock(&self, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {
-        match self.ask(&Request::TestLock(ino, *lock))? {
-            Answer::Lock(found) => Ok(found),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn set_lock(&self, ino: Ino, wanted: &FileLock, wait: Option<u64>) -> Result<LockAnswer> {
-        match self.ask(&Request::SetLock(ino, *wanted, wait))? {
-            Answer::LockSet(answer) => {
-                if answer == LockAnswer::Granted {
-                    lock(&self.locks).note(ino, *wanted);
-                }
-                Ok(answer)
-            }
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn cancel_lock(&self, request: u64) -> Result<()> {
-        self.ask(&Request::CancelLock(request)).map(drop)
-    }
-
-    fn locks_changed(&self, seen: u64, wait: Duration) -> Result<u64> {
-        match self.ask(&Request::LocksChanged { seen, wait })? {
-            Answer::Count(count) => Ok(count),
-            other => Err(unexpected(&other)),
-        }
-    }
-
-    fn shared(&self) -> bool {
-        true
     }
 }

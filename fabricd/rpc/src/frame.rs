@@ -1,8 +1,15 @@
-//! Frames: two lengths, a message, and bytes that are not looked at.
+//! Frames: two lengths, a message, and bytes that are not looked at. An open file may go with the first of them.
 
-use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
+
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
 
 use crate::limits::{DATA_BYTES_MAX, FRAME_DEADLINE, MESSAGE_BYTES_MAX};
 
@@ -51,11 +58,44 @@ pub(crate) fn is_late(e: &io::Error) -> bool {
 }
 
 /// The next frame's message into `message`; its data is still to be read. `None` when the other
-/// end closed between frames. The first byte may take as long as the socket's timeout.
-pub(crate) fn receive(mut stream: &UnixStream, message: &mut Vec<u8>) -> io::Result<Option<Header>> {
+/// end closed between frames. The first byte may take as long as the socket's timeout. Files that come with
+/// it are closed by the kernel.
+pub(crate) fn receive(stream: &UnixStream, message: &mut Vec<u8>) -> io::Result<Option<Header>> {
+    let mut first = stream;
+    receive_by(|bytes| first.read(bytes), stream, message)
+}
+
+/// The same, with the file that comes with it, if one does.
+pub(crate) fn receive_file(
+    stream: &UnixStream,
+    message: &mut Vec<u8>,
+    file: &mut Option<OwnedFd>,
+) -> io::Result<Option<Header>> {
+    receive_by(|bytes| read_file(stream, bytes, file), stream, message)
+}
+
+/// Read what there is, and a file that comes with it; further ones are closed.
+fn read_file(stream: &UnixStream, out: &mut [u8], file: &mut Option<OwnedFd>) -> io::Result<usize> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let read = recvmsg(stream, &mut [IoSliceMut::new(out)], &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    for part in control.drain() {
+        if let RecvAncillaryMessage::ScmRights(files) = part {
+            *file = files.last();
+        }
+    }
+    Ok(read.bytes)
+}
+
+/// `read_first` reads the first bytes.
+fn receive_by(
+    mut read_first: impl FnMut(&mut [u8]) -> io::Result<usize>,
+    stream: &UnixStream,
+    message: &mut Vec<u8>,
+) -> io::Result<Option<Header>> {
     let mut bytes = [0; HEADER_BYTES];
     let first = loop {
-        match stream.read(&mut bytes) {
+        match read_first(&mut bytes) {
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             other => break other?,
         }
@@ -79,7 +119,17 @@ pub(crate) fn receive(mut stream: &UnixStream, message: &mut Vec<u8>) -> io::Res
 }
 
 /// Send one frame. After an error it did not arrive whole, so nobody has acted on it.
-pub(crate) fn send(mut stream: &UnixStream, message: &[u8], data: &[u8]) -> io::Result<()> {
+pub(crate) fn send(stream: &UnixStream, message: &[u8], data: &[u8]) -> io::Result<()> {
+    send_file(stream, message, data, None)
+}
+
+/// The same, with a file.
+pub(crate) fn send_file(
+    mut stream: &UnixStream,
+    message: &[u8],
+    data: &[u8],
+    mut file: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
     if message.len() > MESSAGE_BYTES_MAX || data.len() > DATA_BYTES_MAX {
         return Err(io::Error::new(ErrorKind::InvalidInput, "frame: too long"));
     }
@@ -95,9 +145,16 @@ pub(crate) fn send(mut stream: &UnixStream, message: &[u8], data: &[u8]) -> io::
         if Instant::now() > until {
             return Err(ErrorKind::TimedOut.into());
         }
-        match stream.write_vectored(rest) {
+        let written = match file {
+            Some(file) => write_file(stream, rest, file),
+            None => stream.write_vectored(rest),
+        };
+        match written {
             Ok(0) => return Err(ErrorKind::WriteZero.into()),
-            Ok(count) => IoSlice::advance_slices(&mut rest, count),
+            Ok(count) => {
+                file = None;
+                IoSlice::advance_slices(&mut rest, count);
+            }
             Err(e) if e.kind() == ErrorKind::Interrupted => {}
             Err(e) => return Err(e),
         }
@@ -105,8 +162,22 @@ pub(crate) fn send(mut stream: &UnixStream, message: &[u8], data: &[u8]) -> io::
     Ok(())
 }
 
+/// Write what fits, and a file with the first byte.
+fn write_file(stream: &UnixStream, parts: &[IoSlice<'_>], file: BorrowedFd<'_>) -> io::Result<usize> {
+    let files = [file];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !control.push(SendAncillaryMessage::ScmRights(&files)) {
+        return Err(io::Error::other("frame: no space for a file"));
+    }
+    Ok(sendmsg(stream, parts, &mut control, SendFlags::NOSIGNAL)?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
     use super::*;
 
     fn pair() -> (UnixStream, UnixStream) {
@@ -132,6 +203,48 @@ mod tests {
             let header = receive(&b, &mut message).expect("receives").expect("a frame");
             assert_eq!((message.len(), header.data), (0, 1));
         });
+    }
+
+    fn open_files() -> usize {
+        std::fs::read_dir("/proc/self/fd").expect("descriptors").count()
+    }
+
+    #[test]
+    fn a_file_goes_with_its_frame_and_others_are_closed() {
+        let (a, b) = pair();
+        let mut sent = tempfile::tempfile().expect("a file");
+        sent.write_all(b"bytes of the file").expect("writes");
+        let mut message = Vec::new();
+        // One after the other: which frame a file belongs to is not mixed up.
+        send(&a, b"without", b"").expect("sends");
+        send_file(&a, b"with", b"data", Some(sent.as_fd())).expect("sends");
+        send(&a, b"without", b"").expect("sends");
+        for (expected, has_file) in [(&b"without"[..], false), (b"with", true), (b"without", false)] {
+            let mut file = None;
+            let header = receive_file(&b, &mut message, &mut file).expect("receives").expect("a frame");
+            fill(&b, &mut vec![0; header.data], Instant::now() + FRAME_DEADLINE).expect("data");
+            assert_eq!((message.as_slice(), file.is_some()), (expected, has_file));
+            if let Some(file) = file {
+                let mut found = [0; 17];
+                std::os::unix::fs::FileExt::read_exact_at(&File::from(file), &mut found, 0).expect("reads");
+                assert_eq!(&found, b"bytes of the file");
+            }
+        }
+        let before = open_files();
+        // More than one file, and files that nobody asked for: none stays.
+        for _ in 0..100 {
+            let files = [sent.as_fd(); 9];
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(9))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+            let frame = [IoSlice::new(&[0; HEADER_BYTES])];
+            sendmsg(&a, &frame, &mut control, SendFlags::empty()).expect("sends");
+            receive_file(&b, &mut message, &mut None).expect("receives").expect("a frame");
+            send_file(&a, b"", b"", Some(sent.as_fd())).expect("sends");
+            receive(&b, &mut message).expect("receives").expect("a frame");
+        }
+        // Tests beside this one open some too.
+        assert!(open_files() < before + 90, "{} and {before}", open_files());
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod greeting;
 mod held;
 mod leases;
 pub mod limits;
+mod loans;
 mod message;
 mod server;
 mod socket;

@@ -22,6 +22,12 @@ pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
 pub const LEASE_MESSAGES_MAX: usize = 4096;
 /// Bytes of the names a client gives of itself.
 pub const ABOUT_BYTES_MAX: usize = 8192;
+/// Files of which a client has copies to read in place; opens of others go on without one. More than a
+/// node has copies at once.
+pub const LENT_FILES_MAX: usize = 8192;
+/// Times that a client is lent one file's copy at once: it needs one, and requests that find it open
+/// meanwhile give theirs back.
+pub const LENT_TIMES_MAX: u32 = 2 * CLIENT_CONNECTIONS_MAX as u32;
 /// Processes of other builds that are remembered, so that the log names each once.
 pub const STRANGERS_MAX: usize = 256;
 

@@ -41,6 +41,8 @@ pub(crate) struct Hello {
     pub(crate) client: ClientId,
     /// The session it has had from an earlier daemon of the same fabric.
     pub(crate) claim: Option<Claim>,
+    /// Files of which it has a copy open that was lent to it.
+    pub(crate) lent: Vec<Ino>,
     /// Where the client shows the fabric.
     pub(crate) dir: String,
     /// What mount(8) shows as the source.
@@ -52,6 +54,9 @@ pub(crate) struct Hello {
 pub(crate) struct Welcome {
     /// The session began with this connection: what it held before is forgotten.
     pub(crate) fresh: bool,
+    /// The session is of an earlier leader, and no file was unsealed before this one knew which copies it
+    /// was lent.
+    pub(crate) kept: bool,
     /// Of the leader: no other has the same.
     pub(crate) term: u64,
     pub(crate) claim: Claim,
@@ -111,6 +116,10 @@ pub(crate) enum Request {
     /// So many times.
     Open(Ino, Access, u32),
     Close(Ino, Access),
+    WantCopy(Ino),
+    /// An open file comes with the answer, if there is one.
+    LendCopy(Ino),
+    ReturnCopy(Ino),
     Snapshots,
     Job(JobId),
     JobSpec(JobId),
@@ -139,9 +148,9 @@ pub(crate) enum Request {
 impl Request {
     /// Whether sending it twice is as good as sending it once.
     pub(crate) const fn repeatable(&self) -> bool {
-        // Proposals are numbered, a stripe that nobody names is dropped, and an open too many ends
-        // with the session.
-        !matches!(self, Self::Close(..) | Self::Release { .. } | Self::WriteControl(..))
+        // Proposals are numbered, a stripe that nobody names is dropped, and an open or a copy too many
+        // ends with the session.
+        !matches!(self, Self::Close(..) | Self::ReturnCopy(_) | Self::Release { .. } | Self::WriteControl(..))
     }
 }
 
@@ -161,6 +170,8 @@ pub(crate) enum Answer {
     Stripe(StripeId),
     /// The stripe's bytes follow.
     Data,
+    /// Whether a copy comes with it.
+    Copy(bool),
     Usage(SpaceUsage),
     Snapshots(Vec<Snapshot>),
     Job(Job),

@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fmt;
+use std::fs::File;
 use std::io::{self, ErrorKind};
+use std::os::fd::AsFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +14,15 @@ use std::time::{Duration, Instant};
 
 use kos_types::lease::{Epoch, ToLeader};
 use kos_types::limits::LIST_ENTRIES_MAX;
-use kos_types::{Error, Fabric, Kind, Op, ROOT, Reply, Result};
+use kos_types::{Error, Fabric, Ino, Kind, Op, ROOT, Reply, Result};
 use rustix::net::{Shutdown, sockopt::socket_peercred};
 
 use crate::frame;
 use crate::greeting::{self, Greeting};
 use crate::leases::{self, LeaseOutbox};
 use crate::limits::{
-    ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE, STRANGERS_MAX,
+    ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE, LENT_FILES_MAX,
+    STRANGERS_MAX,
 };
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
@@ -40,6 +43,8 @@ pub struct Peer {
     pub dir: String,
     /// What mount(8) shows as the source there.
     pub source: String,
+    /// Files of which it was lent copies; those of an earlier server are not known here.
+    pub lent: Vec<Ino>,
 }
 
 /// A fabric as one client has it.
@@ -59,6 +64,9 @@ pub trait Numbered: Fabric + 'static {
 
     /// There is a new connection for leases. What was sent over the last one and not received is lost.
     fn lease_begin(&self, outbox: LeaseOutbox);
+
+    /// The client came with it from an earlier leader, and before that no file was unsealed.
+    fn kept(&self) -> bool;
 
     /// The client said something over it.
     fn lease_message(&self, epoch: Epoch, message: ToLeader);
@@ -278,12 +286,16 @@ impl<H: Host> Shared<H> {
         if hello.dir.len() + hello.source.len() > ABOUT_BYTES_MAX {
             return Err(Error::new(Kind::Invalid, "hello: names too long"));
         }
+        if hello.lent.len() > LENT_FILES_MAX {
+            return Err(Error::new(Kind::Invalid, "hello: more copies than are lent"));
+        }
         let mut sessions = lock(&self.sessions);
         sessions.retain(|_, session| session.strong_count() > 0);
         if let Some(session) = sessions.get(&hello.client).and_then(Weak::upgrade) {
             return Ok((session, false));
         }
-        let session = self.host.join(&Peer { pid, dir: hello.dir, source: hello.source }, hello.claim)?;
+        let peer = Peer { pid, dir: hello.dir, source: hello.source, lent: hello.lent };
+        let session = self.host.join(&peer, hello.claim)?;
         sessions.insert(hello.client, Arc::downgrade(&session));
         Ok((session, true))
     }
@@ -313,10 +325,8 @@ fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::R
     let Some(_) = frame::receive(stream, &mut message)? else { return Ok(()) };
     let joined = decode::<Hello>(&message).and_then(|hello| {
         let (session, fresh) = shared.session(hello, pid)?;
-        Ok((
-            Welcome { fresh, term: session.term(), claim: session.claim(), born: session.attr(ROOT)?.btime },
-            session,
-        ))
+        let (term, claim, born) = (session.term(), session.claim(), session.attr(ROOT)?.btime);
+        Ok((Welcome { fresh, kept: session.kept(), term, claim, born }, session))
     });
     let session = match joined {
         Ok((words, session)) => {
@@ -344,17 +354,27 @@ fn converse<H: Host>(shared: &Shared<H>, stream: &UnixStream, pid: u32) -> io::R
             frame::send(stream, &encode(&Outcome::Ok(Answer::Done)).map_err(io::Error::other)?, b"")?;
             return leases::serve(&*session, stream);
         }
-        let answer = request.and_then(|request| answer(&shared.host, &*session, request, &mut data));
+        let mut copy = None;
+        let answer =
+            request.and_then(|request| answer(&shared.host, &*session, request, &mut data, &mut copy));
         // Only an answer of its own kind has bytes behind it.
         if answer != Ok(Answer::Data) {
             data.clear();
         }
         let outcome: Outcome = answer.map_err(|e| (e.kind(), e.to_string()));
-        frame::send(stream, &encode(&outcome).map_err(io::Error::other)?, &data)?;
+        let message = encode(&outcome).map_err(io::Error::other)?;
+        frame::send_file(stream, &message, &data, copy.as_ref().map(File::as_fd))?;
     }
 }
 
-fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut Vec<u8>) -> Result<Answer> {
+/// Answers with bytes in `data`, and with a file in `copy`.
+fn answer<H: Host>(
+    host: &H,
+    session: &H::Session,
+    request: Request,
+    data: &mut Vec<u8>,
+    copy: &mut Option<File>,
+) -> Result<Answer> {
     Ok(match request {
         Request::Propose { seq, answered, op } => Answer::Reply(session.propose_numbered(seq, answered, op)?),
         Request::Lookup(parent, name) => Answer::Attr(session.lookup(parent, &name)?),
@@ -399,6 +419,18 @@ fn answer<H: Host>(host: &H, session: &H::Session, request: Request, data: &mut 
         }
         Request::Close(ino, access) => {
             session.close(ino, access);
+            Answer::Done
+        }
+        Request::WantCopy(ino) => {
+            session.want_copy(ino);
+            Answer::Done
+        }
+        Request::LendCopy(ino) => {
+            *copy = session.lend_copy(ino);
+            Answer::Copy(copy.is_some())
+        }
+        Request::ReturnCopy(ino) => {
+            session.return_copy(ino);
             Answer::Done
         }
         Request::Snapshots => Answer::Snapshots(session.snapshots()?),

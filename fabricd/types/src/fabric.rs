@@ -232,7 +232,8 @@ pub trait Fabric: Send + Sync {
     fn want_copy(&self, _ino: Ino) {}
 
     /// A file with all bytes of a sealed one, to be read in place until [`Self::return_copy`] is called as
-    /// often; none while there is no such copy here. It is lent only while the inode is open.
+    /// often; none while there is no such copy here, or when too many were lent. It is lent only while the
+    /// inode is open here.
     fn lend_copy(&self, _ino: Ino) -> Option<File> {
         None
     }

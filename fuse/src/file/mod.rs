@@ -103,18 +103,25 @@ impl<F: Fabric> Files<F> {
         lend: impl FnOnce() -> Option<Backing>,
     ) -> (Arc<Node>, Way, Option<Backing>) {
         let node = self.node(ino);
+        let mut unused = None;
         let mut state = node.state();
         if !state.opens.any() {
-            state.users.consistency = consistency;
+            // Not under the lock: whoever closes the file takes that too, and the fabric may be away until he has.
+            drop(state);
+            unused = lend();
+            state = node.state();
+            if !state.opens.any() {
+                state.users.backing = unused.take();
+                state.users.consistency = consistency;
+            }
         }
-        let backing = match &state.users.backing {
-            None if !state.opens.any() => lend(),
-            backing => backing.clone(),
-        };
+        let backing = state.users.backing.clone();
         let way = if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access) };
-        state.users.backing.clone_from(&backing);
         state.users.writers += u32::from(access != Access::Read);
         drop(state);
+        if unused.take().is_some() {
+            self.fabric.return_copy(ino);
+        }
         (node, way, backing)
     }
 

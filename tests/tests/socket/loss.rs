@@ -4,18 +4,9 @@ use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 
 use kos_tests::Daemon;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use crate::second::*;
-
-/// The process that serves the second mount.
-pub(crate) fn process(daemon: &Daemon) -> Pid {
-    wait_for_mounts(daemon, 2);
-    let text = fs::read(daemon.state().join("status.json")).expect("status");
-    let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
-    let pid = status["mounts"][1]["pid"].as_i64().expect("a process");
-    Pid::from_raw(i32::try_from(pid).expect("a process")).expect("a process")
-}
 
 fn old_and_dirty(daemon: &Daemon, second: &Second) -> File {
     fs::write(daemon.mem().join("file"), b"old").expect("write");

@@ -1,5 +1,6 @@
 //! Mounts of a second process, through STATE/kos.sock.
 
+mod inplace;
 mod life;
 mod locks;
 mod loss;

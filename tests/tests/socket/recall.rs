@@ -10,7 +10,6 @@ use std::time::Duration;
 use kos_tests::{Daemon, Rng};
 use rustix::process::{Signal, kill_process};
 
-use crate::loss::process;
 use crate::second::*;
 
 #[test]

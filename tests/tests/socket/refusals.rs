@@ -1,7 +1,9 @@
 //! What the helper and the socket refuse, and that refusing hurts nobody else.
 
 use std::fs::{self, Permissions};
-use std::io::{Read, Write};
+use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -10,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, binary, wait_for};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::second::*;
 
@@ -180,6 +183,44 @@ fn garbage_hurts_nobody_else() {
         }
     }
     assert_eq!(greeting_of(&daemon), greeting);
+    daemon.stop();
+}
+
+/// Open files of the daemon but for its connections, which end a little later than they are closed.
+fn open_files(daemon: &Daemon) -> usize {
+    let entries = fs::read_dir(format!("/proc/{}/fd", daemon.pid())).expect("descriptors");
+    let targets = entries.filter_map(|entry| fs::read_link(entry.expect("a descriptor").path()).ok());
+    targets.filter(|target| target.to_string_lossy().contains("kosfs-garbage")).count()
+}
+
+/// What nobody asked for is not taken: neither with garbage nor with what a client says.
+#[test]
+fn open_files_that_are_sent_stay_nowhere() {
+    let mut daemon = Daemon::start();
+    let greeting = greeting_of(&daemon);
+    let file = tempfile::Builder::new().prefix("kosfs-garbage").tempfile().expect("a file");
+    let files = [file.as_fd(); 50];
+    let mut rng = Rng::new(8);
+    let mut streams = Vec::new();
+    for round in 0..40_usize {
+        let stream = UnixStream::connect(daemon.state().join("kos.sock")).expect("connect");
+        // With the greeting, in a frame that goes on, and with bytes that are none.
+        let frame = [1000_u32.to_le_bytes(), 0_u32.to_le_bytes()].concat();
+        for bytes in [&greeting[..], &frame, &rng.bytes(64)].into_iter().take(1 + round % 3) {
+            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(50))];
+            let mut control = SendAncillaryBuffer::new(&mut space);
+            assert!(control.push(SendAncillaryMessage::ScmRights(&files)));
+            sendmsg(&stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL).expect("sends");
+        }
+        streams.push(stream);
+        assert_eq!(open_files(&daemon), 0, "round {round}");
+    }
+    // Each has been read by now.
+    wait_for("the greeting", || streams.iter().all(|mut stream| stream.read(&mut [0]).is_ok()));
+    assert_eq!(open_files(&daemon), 0);
+    drop(streams);
+    let second = Second::mount(&daemon);
+    assert!(second.mem().exists());
     daemon.stop();
 }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use kos_tests::{Daemon, binary, is_mounted, wait_for};
 use rustix::mount::{UnmountFlags, unmount};
+use rustix::process::Pid;
 use tempfile::TempDir;
 
 /// For one call of the helper.
@@ -82,6 +83,15 @@ pub(crate) fn mounts_known(daemon: &Daemon) -> Vec<String> {
     let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
     let dirs = status["mounts"].as_array().expect("mounts").iter().map(|mount| mount["dir"].as_str());
     dirs.map(|dir| dir.expect("a directory").to_owned()).collect()
+}
+
+/// The process that serves the second mount.
+pub(crate) fn process(daemon: &Daemon) -> Pid {
+    wait_for_mounts(daemon, 2);
+    let text = fs::read(daemon.state().join("status.json")).expect("status");
+    let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
+    let pid = status["mounts"][1]["pid"].as_i64().expect("a process");
+    Pid::from_raw(i32::try_from(pid).expect("a process")).expect("a process")
 }
 
 /// Until the status names so many mounts.
