@@ -37,9 +37,9 @@ pub(crate) struct Held {
     pages: Arc<Pages>,
     /// What is kept of directories.
     pub(crate) kept: Kept,
-    /// Open files through which pages may be mapped and changed without a word to us: while there are any, no
-    /// page of the inode is filled but under an exclusive lease.
-    mappable: Mutex<HashMap<Ino, u32>>,
+    /// Open files through which pages may be changed: by a mapping, without a word to us, or by a write that holds them
+    /// while it waits for its lease. While there are any, no page of the inode is filled but under an exclusive one.
+    writable: Mutex<HashMap<Ino, u32>>,
     /// The session is over, and what mappings still hand over is of it.
     pub(crate) lost: AtomicBool,
 }
@@ -48,9 +48,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Whether pages of a file opened so can be changed through a mapping.
-pub(crate) const fn may_map(flags: i32) -> bool {
-    flags & libc::O_ACCMODE == libc::O_RDWR
+/// Whether pages of a file can be changed through a descriptor opened so.
+pub(crate) const fn may_change(flags: i32) -> bool {
+    flags & libc::O_ACCMODE != libc::O_RDONLY
 }
 
 /// All of a file: its bytes, size and times.
@@ -66,8 +66,8 @@ impl Held {
     }
 
     pub(crate) fn opened(&self, ino: Ino, flags: i32) {
-        if may_map(flags) {
-            *lock(&self.mappable).entry(ino).or_default() += 1;
+        if may_change(flags) {
+            *lock(&self.writable).entry(ino).or_default() += 1;
         }
     }
 
@@ -77,24 +77,24 @@ impl Held {
     }
 
     pub(crate) fn released(&self, ino: Ino, flags: i32) {
-        let mut mappable = lock(&self.mappable);
-        if may_map(flags)
-            && let Some(count) = mappable.get_mut(&ino)
+        let mut writable = lock(&self.writable);
+        if may_change(flags)
+            && let Some(count) = writable.get_mut(&ino)
         {
             *count -= 1;
             if *count == 0 {
-                mappable.remove(&ino);
+                writable.remove(&ino);
             }
         }
     }
 
-    fn is_mappable(&self, ino: Ino) -> bool {
-        lock(&self.mappable).contains_key(&ino)
+    fn is_writable(&self, ino: Ino) -> bool {
+        lock(&self.writable).contains_key(&ino)
     }
 
     /// Under what a page may be filled now.
     pub(crate) fn to_fill(&self, ino: Ino) -> Mode {
-        if self.is_mappable(ino) { Mode::Exclusive } else { Mode::Shared }
+        if self.is_writable(ino) { Mode::Exclusive } else { Mode::Shared }
     }
 }
 
@@ -174,7 +174,7 @@ impl<F: Fabric> Fs<F> {
         let mode = self.held.to_fill(ino);
         self.ask(vec![whole(ino, mode)], Some((off, len)), move |fs, leased| {
             // Somebody may have opened it meanwhile who can change pages unseen.
-            if leased.is_ok() && mode == Mode::Shared && fs.held.is_mappable(ino) {
+            if leased.is_ok() && mode == Mode::Shared && fs.held.is_writable(ino) {
                 return fs.read_under(ino, (off, len), run);
             }
             run(fs, leased);

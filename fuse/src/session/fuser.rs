@@ -32,7 +32,7 @@ use self::convert::{
 use self::names::{found_entry, leased_entry};
 use super::{Caches, Session};
 use crate::fs::{Allocate, Fs};
-use crate::leases::{is_shared, may_map, whole};
+use crate::leases::{is_shared, may_change, whole};
 use crate::seal::SEAL;
 
 /// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
@@ -291,7 +291,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             Err(e) => return reply.error(errno(&e)),
         };
         // From here on its pages may be changed without a word.
-        let asks = may_map(flags) && consistency == Consistency::Strong;
+        let asks = may_change(flags) && consistency == Consistency::Strong;
         let want = || asks.then(|| whole(node, Mode::Exclusive)).into_iter().collect();
         self.0.under(want, move |fs, leased| open(fs, reply, node, (flags, consistency), leased));
     }
