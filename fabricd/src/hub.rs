@@ -4,6 +4,8 @@
 //! While the mount of this process is alone it needs no leases. Whoever joins waits until that has given back
 //! what it has without them (docs/adr/0072).
 
+mod chronicle;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
@@ -12,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kos_core::policy;
-use kos_lease::{Holder, Keeper, Log};
+use kos_lease::{Holder, Keeper};
 use kos_rpc::{Claim, LeaseOutbox, Numbered};
 use kos_types::lease::{Cache, Epoch, ToLeader};
 use kos_types::{
@@ -22,6 +24,7 @@ use kos_types::{
 
 use kos_core::lease::Limits;
 
+use self::chronicle::Chronicle;
 use crate::Node;
 use crate::loans::Loans;
 use crate::locks::Locks;
@@ -415,40 +418,6 @@ const fn is_internal(op: &Op) -> bool {
     )
 }
 
-/// What of leases must survive the daemon.
-struct Chronicle {
-    node: Arc<Node>,
-    table: Arc<Mutex<Table>>,
-}
-
-impl Log for Chronicle {
-    fn fence(&self, session: SessionId) -> Result<Epoch> {
-        match self.node.propose(Op::FenceSession { session }) {
-            Ok(Reply::Session(_, epoch)) => {
-                let what = format!(
-                    "a mount's session {} did not answer: it loses what it has not written",
-                    session.0
-                );
-                self.node.events().add("fenced", &what);
-                Ok(Epoch(epoch))
-            }
-            // It ended meanwhile.
-            Err(e) if e.kind() == Kind::NotFound => Ok(Epoch(u64::MAX)),
-            other => Err(Error::new(Kind::Io, format!("fence a session: {other:?}"))),
-        }
-    }
-
-    fn close(&self, session: SessionId) -> Result<()> {
-        match self.node.propose(Op::EndSession { session }) {
-            Err(e) if e.kind() != Kind::NotFound => return Err(e),
-            _ => {}
-        }
-        // Forgotten when its client's connections are gone.
-        lock(&self.table).logged.entry(session).and_modify(|logged| logged.ended = true);
-        Ok(())
-    }
-}
-
 /// The file that a change may seal or unseal, and whether it seals.
 fn seals(op: &Op) -> Option<(Ino, bool)> {
     match op {
@@ -624,6 +593,10 @@ impl Fabric for Session {
 
     fn sync(&self) -> Result<()> {
         self.hub.node.sync()
+    }
+
+    fn flush_mounts(&self) -> Result<()> {
+        self.hub.flush_all()
     }
 
     fn usage(&self) -> Result<SpaceUsage> {

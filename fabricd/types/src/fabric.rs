@@ -172,6 +172,14 @@ pub trait Fabric: Send + Sync {
     /// `Io`; the fabric refuses changes from then on.
     fn sync(&self) -> Result<()>;
 
+    /// Have all mounts commit what they have buffered, as far as the fabric knows of them.
+    ///
+    /// # Errors
+    /// `TimedOut` when one neither does nor is given up in time.
+    fn flush_mounts(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Keep a line about something that the people who run the node should know of; `kind` is one
     /// word. A fabric without such a list says it on standard error.
     fn report(&self, kind: &'static str, text: &str) {

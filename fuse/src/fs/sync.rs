@@ -53,10 +53,12 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    /// Names need no flush; the root stands for the whole mount.
+    /// Names need no flush; the root stands for the whole fabric, and is not for a thread that serves requests: other
+    /// mounts are waited for, and this one's pages.
     pub(crate) fn fsync_dir(&self, ino: Ino) -> Result<()> {
         if control::owns(ino) {
             self.files.flush_all()?;
+            self.fabric.flush_mounts()?;
         }
         self.fabric.sync()
     }

@@ -12,6 +12,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::SystemTime;
 
 use fuser::{
@@ -31,6 +32,7 @@ use self::convert::{
 };
 use self::names::{found_entry, leased_entry};
 use super::{Caches, Session};
+use crate::control;
 use crate::fs::{Allocate, Fs};
 use crate::leases::{is_shared, may_change, whole};
 use crate::seal::SEAL;
@@ -470,7 +472,14 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.0.fsync_dir(ino(node)));
+        let (fs, node) = (Arc::clone(&self.0), ino(node));
+        if control::owns(node) {
+            // Without a thread the reply is EIO.
+            let flush = move || empty(reply, fs.fsync_dir(node));
+            drop(thread::Builder::new().name("sync".into()).spawn(flush));
+            return;
+        }
+        empty(reply, fs.fsync_dir(node));
     }
 
     fn readdir(

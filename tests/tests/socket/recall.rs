@@ -1,6 +1,6 @@
 //! What a mount has buffered when everybody is asked for it: before a snapshot, at `sync`, at the daemon's end.
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
@@ -107,15 +107,24 @@ fn an_orderly_end_commits_what_every_mount_has_buffered() {
 
 #[test]
 fn what_another_mount_has_buffered_is_stable_after_a_sync() {
-    let mut daemon = Daemon::with_ram(256 << 20);
-    let second = Second::mount(&daemon);
-    let process = process(&daemon);
-    let data = Rng::new(3).bytes(5_000_000);
-    fs::write(second.mem().join("file"), &data).expect("write");
-    daemon.ctl("sync");
-    kill_process(process, Signal::KILL).expect("kill");
-    daemon.kill();
-    daemon.spawn();
-    assert!(fs::read(daemon.mem().join("file")).expect("read") == data);
-    daemon.stop();
+    // As ctl does it, and as `kos sync` does.
+    let by_ctl = |daemon: &Daemon| daemon.ctl("sync");
+    let by_root =
+        |daemon: &Daemon| File::open(daemon.mount()).and_then(|root| root.sync_all()).expect("fsync");
+    for sync in [&by_ctl as &dyn Fn(&Daemon), &by_root] {
+        let mut daemon = Daemon::with_ram(256 << 20);
+        let second = Second::mount(&daemon);
+        let process = process(&daemon);
+        let data = Rng::new(3).bytes(5_000_000);
+        // Open still: a close would begin to flush it.
+        let file = File::create(second.mem().join("file")).expect("create");
+        file.write_all_at(&data, 0).expect("write");
+        sync(&daemon);
+        kill_process(process, Signal::KILL).expect("kill");
+        drop(file);
+        daemon.kill();
+        daemon.spawn();
+        assert!(fs::read(daemon.mem().join("file")).expect("read") == data);
+        daemon.stop();
+    }
 }
