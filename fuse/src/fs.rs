@@ -459,18 +459,20 @@ impl<F: Fabric> Fs<F> {
         register: Register<'_>,
     ) -> Result<(u64, Caching)> {
         // O_DIRECT and O_APPEND go through the page cache: the kernel keeps those in step with it itself,
-        // which it does not do for descriptors whose bytes all come here (ADR 10, 76). But where others
-        // change the file too, the kernel does not know where an append ends.
+        // which it does not do for descriptors whose bytes all come here (ADR 10, 76). Where others change the
+        // file too, it may not know where the file ends: nothing goes through it then, but what may be old (ADR 86).
+        let shared = self.fabric.shared();
         let appends = flags & libc::O_APPEND != 0;
         let access = match flags & libc::O_ACCMODE {
             libc::O_RDONLY => Access::Read,
-            _ if appends && self.fabric.shared() => Access::Stream,
+            _ if appends && shared => Access::Stream,
             libc::O_WRONLY if !appends && self.streams.load(Ordering::Relaxed) => Access::Stream,
             _ => Access::Write,
         };
         let attr = self.open_in_fabric(ino, access != Access::Read)?;
+        let cacheable = !shared || consistency != Consistency::Strong;
         let lend = || self.lend(&attr, register);
-        let (node, way, backing) = self.files.open(ino, (access, consistency), lend);
+        let (node, way, backing) = self.files.open(ino, (access, cacheable, consistency), lend);
         let writes = access != Access::Read;
         self.held.opened(ino, flags);
         let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors(), flags });

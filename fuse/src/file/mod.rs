@@ -94,12 +94,12 @@ impl<F: Fabric> Files<F> {
         Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
     }
 
-    /// One more descriptor; `lend` answers a copy to read in place. The first open of a file decides for all that live
+    /// One more descriptor; `cacheable` says whether the page cache may be used for it at all, `lend` answers a copy to read in place. The first open of a file decides for all that live
     /// at a time, also how it is shared.
     pub(crate) fn open(
         &self,
         ino: Ino,
-        (access, consistency): (Access, Consistency),
+        (access, cacheable, consistency): (Access, bool, Consistency),
         lend: impl FnOnce() -> Option<Backing>,
     ) -> (Arc<Node>, Way, Option<Backing>) {
         let node = self.node(ino);
@@ -116,7 +116,8 @@ impl<F: Fabric> Files<F> {
             }
         }
         let backing = state.users.backing.clone();
-        let way = if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access) };
+        let way =
+            if backing.is_some() { state.opens.open_in_place() } else { state.opens.open(access, cacheable) };
         state.users.writers += u32::from(access != Access::Read);
         drop(state);
         if unused.take().is_some() {

@@ -38,11 +38,11 @@ pub(crate) struct Opens {
 }
 
 impl Opens {
-    /// One more.
-    pub(crate) const fn open(&mut self, access: Access) -> Way {
+    /// One more; `cacheable` says whether the page cache may be used at all.
+    pub(crate) const fn open(&mut self, access: Access, cacheable: bool) -> Way {
         let stream = matches!(access, Access::Stream) && self.cached == 0;
         let way = match access {
-            _ if !stream && self.writing_past == 0 => Way::Cached,
+            _ if cacheable && !stream && self.writing_past == 0 => Way::Cached,
             Access::Read => Way::ReadPast,
             Access::Write | Access::Stream => Way::WritePast,
         };
@@ -94,14 +94,15 @@ mod tests {
     #[test]
     fn a_stream_goes_past_a_cache_that_nobody_uses() {
         let mut opens = Opens::default();
-        assert_eq!(opens.open(Stream), WritePast);
-        assert_eq!(opens.open(Read), ReadPast);
-        assert_eq!(opens.open(Stream), WritePast);
+        assert_eq!(opens.open(Stream, true), WritePast);
+        assert_eq!(opens.open(Read, true), ReadPast);
+        assert_eq!(opens.open(Stream, true), WritePast);
         opens.close(WritePast);
-        assert_eq!(opens.open(Read), ReadPast, "one writes still");
+        assert_eq!(opens.open(Read, true), ReadPast, "one writes still");
         opens.close(WritePast);
-        assert_eq!(opens.open(Read), Cached, "who reads past it holds no page");
-        assert_eq!(opens.open(Stream), Cached, "somebody may hold pages");
+        assert_eq!(opens.open(Read, true), Cached, "who reads past it holds no page");
+        assert_eq!(opens.open(Stream, true), Cached, "somebody may hold pages");
+        assert_eq!(opens.open(Read, false), ReadPast);
     }
 
     /// Whatever is opened and closed: never a cached descriptor beside one that writes past it.
@@ -117,7 +118,7 @@ mod tests {
             // Few at a time: all kinds of company come up.
             if below(6) >= open.len() as u64 {
                 let access = [Read, Write, Stream][below(3) as usize];
-                let way = opens.open(access);
+                let way = opens.open(access, true);
                 assert!(access == Read || way != ReadPast, "writes are counted");
                 seen[way as usize] += 1;
                 open.push(way);
