@@ -164,8 +164,9 @@ fn waiting_holds_nothing_up() {
     fs::write(daemon.mem().join("x"), "x").expect("write");
     let mut killed = waiters.pop().expect("one");
     std::thread::sleep(Duration::from_millis(300));
-    rustix::process::kill_process(rustix::process::Pid::from_child(&killed), rustix::process::Signal::INT)
-        .expect("SIGINT");
+    // Not SIGINT: what a shell starts in the background ignores that, and so would `cat`.
+    rustix::process::kill_process(rustix::process::Pid::from_child(&killed), rustix::process::Signal::TERM)
+        .expect("SIGTERM");
     wait_for("the interrupted one", || killed.try_wait().expect("cat").is_some());
     fs::write(jobs.by_name("slow").join("work/go"), "").expect("go");
     for waiter in waiters {
