@@ -1,7 +1,7 @@
 //! Files of `user.kos.consistency` other than strong: they are shared without leases (ADR 87). What others have
 //! committed, this mount's process always sees; what this is about is its buffer and the kernel's pages.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::Ordering;
 
 use kos_types::{Consistency, Fabric, Ino, LockAnswer, Result, Time};
@@ -12,9 +12,6 @@ use crate::session::Caches;
 
 /// What the pages of a file were filled from: its change time and size.
 pub(crate) type Seen = HashMap<Ino, (Time, u64)>;
-
-/// Something that waits until pages are thrown out.
-pub(crate) type Then = Box<dyn FnOnce() + Send>;
 
 impl<F: Fabric> Fs<F> {
     /// How a file that is about to be opened is shared.
@@ -73,7 +70,7 @@ impl<F: Fabric> Fs<F> {
     /// Throw out the pages of open files that are eventually the same everywhere, where others changed them. Called each
     /// second.
     pub(crate) fn refresh(&self, kernel: &dyn Caches, seen: &mut Seen) {
-        let open = if self.fabric.shared() { self.files.eventual_files() } else { Vec::new() };
+        let open = if self.fabric.shared() { self.files.eventual_files() } else { HashSet::new() };
         seen.retain(|ino, _| open.contains(ino));
         for ino in open {
             // Removed, or nobody answers: it is looked at again.

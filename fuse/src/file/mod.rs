@@ -9,8 +9,8 @@ mod pack;
 mod spare;
 mod zeros;
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -151,7 +151,7 @@ impl<F: Fabric> Files<F> {
     }
 
     /// Open files that are eventually the same everywhere.
-    pub(crate) fn eventual_files(&self) -> Vec<Ino> {
+    pub(crate) fn eventual_files(&self) -> HashSet<Ino> {
         let eventual = |node: &Node| {
             let state = node.state();
             state.opens.any() && state.users.consistency == Consistency::Eventual

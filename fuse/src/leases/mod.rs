@@ -17,12 +17,11 @@ use crate::control;
 use crate::file::PATIENCE;
 use crate::fs::Fs;
 use crate::jobs;
-use crate::relaxed::Then;
 
 pub(crate) use gate::Alone;
 use gate::Gate;
 pub(crate) use names::{Found, Kept};
-use pages::{Pages, Range};
+use pages::{Pages, Range, Then};
 pub(crate) use returns::{Returns, Watch};
 
 /// Inodes whose leases one listing asks for at once.

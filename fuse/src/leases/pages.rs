@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 
 use kos_types::Ino;
 
-use crate::relaxed::Then;
 use crate::session::Caches;
 
 /// Throwing out takes some microseconds a page, unless it waits for a request.
@@ -22,6 +21,9 @@ const IDLE: Duration = Duration::from_secs(1);
 /// Bytes from an offset on; all for no bytes.
 pub(super) type Range = (u64, u64);
 const WHOLE: Range = (0, 0);
+
+/// Something that waits until pages are thrown out.
+pub(super) type Then = Box<dyn FnOnce() + Send>;
 
 /// Too many ranges are the whole file.
 fn add(ranges: &mut Vec<Range>, range: Option<Range>) {
