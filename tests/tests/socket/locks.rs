@@ -89,10 +89,8 @@ fn two_mounts_exclude_each_other() {
 fn a_lock_brings_what_was_released_with_it() {
     const ROUNDS: u64 = 100;
     let mut daemon = sharing(256 << 20);
-    for (name, value) in [("user.kos.durability", "memory"), ("user.kos.consistency", "release")] {
-        let set = run(Command::new("setfattr").args(["-n", name, "-v", value]).arg(daemon.mem()));
-        assert_eq!(set, (Some(0), String::new()));
-    }
+    in_memory(&daemon);
+    set_policy(&daemon, "consistency", "release");
     fs::write(daemon.mem().join("count"), [0; 8192]).expect("write");
     let second = Second::mount(&daemon);
     let files = [open(&daemon.mem(), "count"), open(&second.mem(), "count")];
@@ -246,9 +244,7 @@ fn locks_outlive_the_daemon() {
 fn sqlite_from_both_mounts_keeps_its_integrity() {
     const EACH: usize = 60;
     let mut daemon = sharing(256 << 20);
-    let (code, said) =
-        run(Command::new("setfattr").args(["-n", "user.kos.durability", "-v", "memory"]).arg(daemon.mem()));
-    assert_eq!((code, said.as_str()), (Some(0), ""));
+    in_memory(&daemon);
     let second = Second::mount(&daemon);
     // In rollback-journal mode, as by default; whoever adds looks first.
     let sql = |dir: &Path, statements: &str| {

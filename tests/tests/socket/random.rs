@@ -218,10 +218,7 @@ fn compare(sides: &mut [Side], rng: &mut Rng, align: usize, bytes: &[u8], step: 
 
 fn alternate(align: usize, steps: usize) {
     let mut daemon = Daemon::with_ram(512 << 20);
-    let class = run(std::process::Command::new("setfattr")
-        .args(["-n", "user.kos.durability", "-v", "memory"])
-        .arg(daemon.mem()));
-    assert_eq!(class, (Some(0), String::new()));
+    in_memory(&daemon);
     let second = Second::place();
     let mut sides = [daemon.mem(), second.mem()].map(|dir| Side::new(dir.join("file")));
     drop(sides[0].open(0));

@@ -3,7 +3,6 @@
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use kos_tests::{Daemon, Rng, wait_for};
 
@@ -14,11 +13,8 @@ const LEN: usize = 100_000;
 /// A daemon, whose regions are in memory and shared so, and a second mount.
 fn two(consistency: &str) -> (Daemon, Second) {
     let daemon = Daemon::with_ram(256 << 20);
-    for (name, value) in [("durability", "memory"), ("consistency", consistency)] {
-        let name = format!("user.kos.{name}");
-        let set = run(Command::new("setfattr").args(["-n", &name, "-v", value]).arg(daemon.mem()));
-        assert_eq!(set, (Some(0), String::new()));
-    }
+    in_memory(&daemon);
+    set_policy(&daemon, "consistency", consistency);
     let second = Second::mount(&daemon);
     (daemon, second)
 }

@@ -73,6 +73,18 @@ impl Drop for Second {
     }
 }
 
+/// Set a policy, named without `user.kos.`, of all regions.
+pub(crate) fn set_policy(daemon: &Daemon, name: &str, value: &str) {
+    let name = format!("user.kos.{name}");
+    let set = run(Command::new("setfattr").args(["-n", &name, "-v", value]).arg(daemon.mem()));
+    assert_eq!(set, (Some(0), String::new()));
+}
+
+/// Regions of class memory, so that no disk is waited for.
+pub(crate) fn in_memory(daemon: &Daemon) {
+    set_policy(daemon, "durability", "memory");
+}
+
 pub(crate) fn source(daemon: &Daemon, subtree: &str) -> String {
     format!("{}{subtree}", daemon.state().join("kos.sock").display())
 }

@@ -10,14 +10,6 @@ use memmap2::MmapOptions;
 
 use crate::second::*;
 
-/// A region of class memory, so that no disk is waited for.
-fn in_memory(daemon: &Daemon) {
-    let (code, said) = run(std::process::Command::new("setfattr")
-        .args(["-n", "user.kos.durability", "-v", "memory"])
-        .arg(daemon.mem()));
-    assert_eq!((code, said.as_str()), (Some(0), ""));
-}
-
 #[test]
 fn changes_of_each_are_seen_by_both_at_once() {
     const LEN: u64 = 300_000;
