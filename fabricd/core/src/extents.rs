@@ -97,7 +97,7 @@ pub(crate) fn commit<T: Tables>(
     }
     inode.attr.size = inode.attr.size.max(size_min);
     if let Some(mtime) = mtime {
-        inode.attr.mtime = mtime;
+        inode.attr.mtime = inode.attr.mtime.after_write(mtime, txn.now);
         inode.attr.ctime = txn.now;
     }
     Ok(txn.put_inode(inode))

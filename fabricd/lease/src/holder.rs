@@ -129,13 +129,14 @@ impl Drop for Use {
 }
 
 impl Leases for Holder {
-    fn when(&self, wants: &[Want], patience: Duration, run: Run) {
+    fn when(&self, wants: &[Want], yields: bool, patience: Duration, run: Run) {
         let mut state = lock(&self.shared.state);
         state.requests += 1;
         let request = RequestId(state.requests);
         let at = now();
         let deadline = at.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX));
-        let outputs = state.client.step(at, Input::Begin { request, wants: wants.to_vec(), deadline });
+        let begin = Input::Begin { request, wants: wants.to_vec(), deadline, yields };
+        let outputs = state.client.step(at, begin);
         if outputs.contains(&Output::Ready { request }) {
             self.shared.obey(&mut state, outputs);
             drop(state);
@@ -188,7 +189,13 @@ impl Holder {
     }
 
     /// The leader said something over the present connection.
-    pub fn receive(&self, epoch: Epoch, message: ToClient) {
+    pub fn receive(&self, epoch: Epoch, mut message: ToClient) {
+        if let ToClient::Recall { ino, lane: Lane::Data, span, .. } = &mut message
+            && self.shared.cache.is_undivided(*ino)
+        {
+            // The leader counts on less. What it then asks for is here no more, and acknowledged at once.
+            *span = Span::ALL;
+        }
         self.shared.step(Input::Message { epoch, message });
     }
 

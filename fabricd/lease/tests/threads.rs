@@ -117,7 +117,7 @@ impl Mount {
             let result = work(&own);
             done.send(held.end().then_some(result)).expect("somebody waits");
         };
-        self.holder().when(&[Want::attr(ino, mode)], PATIENCE, Box::new(run));
+        self.holder().when(&[Want::attr(ino, mode)], false, PATIENCE, Box::new(run));
         result.recv_timeout(2 * PATIENCE).expect("it ends")
     }
 
@@ -188,6 +188,10 @@ impl Mount {
 }
 
 impl Cache for Side {
+    fn is_undivided(&self, _ino: Ino) -> bool {
+        false
+    }
+
     fn flush(&self, ino: Ino, _lane: Lane, _span: Span) {
         let all: Vec<Ino> = self.0.cells.lock().expect("cells").keys().copied().collect();
         all.into_iter().filter(|&one| ino == TREE || one == ino).for_each(|ino| self.0.commit(ino));

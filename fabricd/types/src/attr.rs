@@ -12,6 +12,15 @@ pub struct Time {
     pub nanos: u32,
 }
 
+impl Time {
+    /// A file's time after a write at another. Several mounts hand in what they wrote to different ranges, in any order: an
+    /// older write does not take the time back, but where somebody had set it beyond `now`.
+    #[must_use]
+    pub fn after_write(self, at: Self, now: Self) -> Self {
+        if self > now { at } else { self.max(at) }
+    }
+}
+
 /// The type of an inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -113,4 +122,17 @@ pub struct Snapshot {
     pub view: u64,
     /// When it was taken.
     pub taken: Time,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_of_writing_goes_back_only_from_the_future() {
+        let at = |secs| Time { secs, nanos: 0 };
+        for (was, wrote, is) in [(5, 7, 7), (7, 5, 7), (20, 7, 7), (10, 7, 10)] {
+            assert_eq!(at(was).after_write(at(wrote), at(10)), at(is), "{was} {wrote}");
+        }
+    }
 }

@@ -71,6 +71,12 @@ impl Span {
         Self { start: off / STRIPE * STRIPE, end }
     }
 
+    /// Whether no part of it can be a lease of its own.
+    #[must_use]
+    pub const fn is_one_stripe(self) -> bool {
+        self.end - self.start <= STRIPE_BYTES_MAX as u64
+    }
+
     /// Whether they share a byte.
     #[must_use]
     pub const fn overlaps(self, other: Self) -> bool {
@@ -207,7 +213,7 @@ pub enum ToClient {
     },
     /// Give this back.
     Recall {
-        /// Names the acknowledgement. Only what was granted before it is meant.
+        /// Names the acknowledgement. What was granted since is meant too: who gives that back asks again.
         id: GrantId,
         /// The inode.
         ino: Ino,
@@ -242,17 +248,20 @@ pub trait Held: Send {
 /// The leases of one mount.
 pub trait Leases: Send + Sync {
     /// Run something under leases: at once and in this thread if they are here, else later in another. It
-    /// must not wait for other leases.
-    fn when(&self, wants: &[Want], patience: Duration, run: Run);
+    /// must not wait for other leases. If it `yields`, it fails where a recall waits for it.
+    fn when(&self, wants: &[Want], yields: bool, patience: Duration, run: Run);
 
-    /// Let what waits for leases of this inode run before these are given back, if they are still held; after the
-    /// session's end, let it fail. Answers how many run.
+    /// Let what waits for leases of this inode run before these are given back, if they are still held; what yields
+    /// fails where they are not, and after the session's end all of it. Answers how many run.
     fn admit(&self, ino: Ino) -> usize;
 }
 
 /// What a mount keeps in memory. [`TREE`] stands for every inode. No method is called from a thread that serves
 /// requests; each may wait for requests that run.
 pub trait Cache: Send + Sync {
+    /// Whether a lease on a part of a file is of no use here: all that is held of its bytes is given back together.
+    fn is_undivided(&self, ino: Ino) -> bool;
+
     /// Commit what is buffered here; what cannot be is discarded, and its files told.
     fn flush(&self, ino: Ino, lane: Lane, span: Span);
 

@@ -150,6 +150,27 @@ impl<F: Fabric> Files<F> {
         self.find(ino).is_some_and(|node| node.state().opens.any_cached())
     }
 
+    /// What an open file has at least, if that is known; anybody may have cut it since, unless a lease says that nobody has.
+    pub(crate) fn size_least(&self, ino: Ino) -> Option<u64> {
+        self.find(ino).and_then(|node| node.state().size_least)
+    }
+
+    /// The same, found out under a lease on some of its bytes: nobody makes it shorter meanwhile.
+    pub(crate) fn learn_size(&self, ino: Ino) -> Result<u64> {
+        let node = self.node(ino);
+        let known = node.state().size_least;
+        let size = known.map_or_else(|| node.attr(&*self.fabric).map(|attr| attr.size), Ok)?;
+        node.state().size_least.get_or_insert(size);
+        Ok(size)
+    }
+
+    /// A lease on its bytes goes: anybody may make it shorter.
+    pub(crate) fn forget_size(&self, ino: Ino) {
+        if let Some(node) = self.find(ino) {
+            node.state().size_least = None;
+        }
+    }
+
     /// Open files that are eventually the same everywhere.
     pub(crate) fn eventual_files(&self) -> HashSet<Ino> {
         let eventual = |node: &Node| {

@@ -24,6 +24,8 @@ pub(crate) struct State {
     flushing: Arc<Dirty>,
     /// The size, where it is beyond the committed one.
     size: Option<u64>,
+    /// It is at least this, as long as no lease on its bytes is given back.
+    pub(crate) size_least: Option<u64>,
     /// When it was last written, where that is not committed.
     mtime: Option<Time>,
     /// Since when it is dirty.
@@ -188,6 +190,7 @@ impl Node {
         state.users.quiet = false;
         state.dirty.insert(off, data);
         state.size = Some(state.size.unwrap_or(0).max(end));
+        state.size_least = state.size_least.map(|least| least.max(end));
         state.mtime = Some(now());
         state.since.get_or_insert_with(Instant::now);
         Ok((off, state.dirty.bytes() - before))
@@ -324,7 +327,7 @@ impl Node {
         let before = state.dirty.bytes();
         if let Some(SetSize { size }) = size {
             state.dirty.remove(size, u64::MAX);
-            state.size = None;
+            (state.size, state.size_least) = (None, None);
             state.flushes += 1;
         }
         if size.is_some() || mtime.is_some() {
@@ -398,7 +401,7 @@ impl Node {
         }
         let bytes = state.dirty.bytes();
         state.dirty = Dirty::default();
-        (state.size, state.mtime, state.since) = (None, None, None);
+        (state.size, state.size_least, state.mtime, state.since) = (None, None, None, None);
         state.flushes += 1;
         state.errors += 1;
         state.error = Some(why.clone());
@@ -442,7 +445,7 @@ fn overlay(state: &State, mut attr: Attr) -> Attr {
     attr.size = attr.size.max(state.size.unwrap_or(0));
     attr.bytes += state.bytes() as u64;
     if let Some(time) = state.mtime {
-        attr.mtime = time;
+        attr.mtime = attr.mtime.after_write(time, now());
         attr.ctime = attr.ctime.max(time);
     }
     attr

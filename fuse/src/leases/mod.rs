@@ -21,7 +21,8 @@ use crate::jobs;
 pub(crate) use gate::Alone;
 use gate::Gate;
 pub(crate) use names::{Found, Kept};
-use pages::{Pages, Range, Then};
+pub(crate) use pages::Range;
+use pages::{Pages, Then};
 pub(crate) use returns::{Returns, Watch};
 
 /// Inodes whose leases one listing asks for at once.
@@ -51,6 +52,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 pub(crate) const fn may_change(flags: i32) -> bool {
     flags & libc::O_ACCMODE != libc::O_RDONLY
 }
+
+/// What a request reads or writes of a file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Touched {
+    pub(crate) range: Range,
+    /// The kernel holds the pages of the range until it has its answer.
+    pub(crate) pages: bool,
+}
+
+/// More tries for a lease on a part of a file whose size others change meanwhile; then it is one on all of it.
+const TRIES: u32 = 3;
 
 /// All of a file: its bytes, size and times.
 pub(crate) const fn whole(ino: Ino, mode: Mode) -> Want {
@@ -125,14 +137,26 @@ impl<F: Fabric> Fs<F> {
         if let Some(_alone) = self.alone() {
             return run(self, Ok(()));
         }
-        self.ask(wants(), None, run);
+        self.ask(wants(), run);
     }
 
-    /// The same, once it is known that a lease is needed, for what may bring a range of bytes into the kernel's
-    /// page cache.
+    /// The same, once it is known that a lease is needed.
     pub(crate) fn ask(
         self: &Arc<Self>,
+        wants: Vec<Want>,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        self.ask_for(wants, false, None, run);
+    }
+
+    /// The same for what may bring a range of bytes into the kernel's page cache. What `yields` fails where others wait
+    /// for what it wants.
+    fn ask_for(
+        self: &Arc<Self>,
         mut wants: Vec<Want>,
+        yields: bool,
         range: Option<Range>,
         run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
     ) where
@@ -151,6 +175,7 @@ impl<F: Fabric> Fs<F> {
                 let admitted = held.admitted();
                 run(&fs, Ok(()));
                 if let Some(ino) = admitted {
+                    fs.files.forget_size(ino);
                     fs.held.pages.ended(ino, range);
                 }
                 // What a lost session did is discarded, and its files are told.
@@ -158,26 +183,97 @@ impl<F: Fabric> Fs<F> {
             }
             Err(e) => run(&fs, Err(e)),
         };
-        leases.when(&wants, PATIENCE, Box::new(run));
+        leases.when(&wants, yields, PATIENCE, Box::new(run));
     }
 
-    /// Read under a lease.
+    /// The stripes around a range of a file's bytes, or all of it where a part is of no use.
+    fn part(&self, ino: Ino, (off, len): Range, mode: Mode) -> Want {
+        if self.files.is_cached(ino) { whole(ino, mode) } else { Want::data(ino, off, len, mode) }
+    }
+
+    /// Read under a lease on what is read. Nobody else has made the file longer, or shorter, by what is in the range.
     pub(crate) fn read_under(
         self: &Arc<Self>,
         ino: Ino,
-        (off, len): Range,
+        touched: Touched,
         run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
     ) where
         F: 'static,
     {
         let mode = self.held.to_fill(ino);
-        self.ask(vec![whole(ino, mode)], Some((off, len)), move |fs, leased| {
+        let want = self.part(ino, touched.range, mode);
+        // The kernel asks for several pages ahead, and for each by itself where that failed.
+        let yields = touched.pages && want.span != Span::ALL && !want.span.is_one_stripe();
+        self.ask_for(vec![want], yields, Some(touched.range), move |fs, leased| {
             // Somebody may have opened it meanwhile who can change pages unseen.
             if leased.is_ok() && mode == Mode::Shared && fs.held.is_writable(ino) {
-                return fs.read_under(ino, (off, len), run);
+                return fs.read_under(ino, touched, run);
             }
             run(fs, leased);
         });
+    }
+
+    /// Write `len` bytes under a lease, at the end where no place is named. `range` is what the kernel may bring into its
+    /// page cache by it.
+    pub(crate) fn write_under(
+        self: &Arc<Self>,
+        ino: Ino,
+        (at, len): (Option<u64>, u64),
+        range: Range,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        self.try_write_under(ino, (at, len), range, TRIES, run);
+    }
+
+    fn try_write_under(
+        self: &Arc<Self>,
+        ino: Ino,
+        (at, len): (Option<u64>, u64),
+        range: Range,
+        tries: u32,
+        run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
+    ) where
+        F: 'static,
+    {
+        let want = if tries == 0 { Ok(whole(ino, Mode::Exclusive)) } else { self.to_write(ino, at, len) };
+        let want = match want {
+            Ok(want) => want,
+            Err(e) => return run(self, Err(e)),
+        };
+        self.ask_for(vec![want], false, Some(range), move |fs, leased| {
+            match leased.and_then(|()| fs.is_enough(&want, at, len)) {
+                Ok(false) => fs.try_write_under(ino, (at, len), range, tries.saturating_sub(1), run),
+                other => run(fs, other.map(drop)),
+            }
+        });
+    }
+
+    /// What a write needs as far as the file's size is known now.
+    fn to_write(&self, ino: Ino, at: Option<u64>, len: u64) -> Result<Want> {
+        let known = self.files.size_least(ino);
+        let size = match (at, known) {
+            // It most likely is long enough.
+            (Some(off), None) => off.saturating_add(len),
+            (None, None) => self.files.fresh(|| self.fabric.attr(ino))?.size,
+            (_, Some(size)) => size,
+        };
+        let off = at.unwrap_or(size);
+        let is_inside = at.is_some() && off.saturating_add(len) <= size;
+        let range = if is_inside { (off, len) } else { (off.min(size), u64::MAX) };
+        Ok(self.part(ino, range, Mode::Exclusive))
+    }
+
+    /// Whether a write may go on under a lease that is here: if it makes the file longer, the lease is on all that lies
+    /// behind the end, so that nobody else knows where that is.
+    fn is_enough(&self, want: &Want, at: Option<u64>, len: u64) -> Result<bool> {
+        if want.span == Span::ALL || !is_shared(want.ino) || self.is_relaxed(want.ino) {
+            return Ok(true);
+        }
+        let size = self.files.learn_size(want.ino)?;
+        let is_inside = at.is_some_and(|off| off.saturating_add(len) <= size);
+        Ok(is_inside || want.span.end == u64::MAX && want.span.start <= size)
     }
 
     /// What the kernel hands over of a mapping: there is something only under an exclusive lease, which is

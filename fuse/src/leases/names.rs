@@ -121,7 +121,7 @@ impl<F: Fabric> Fs<F> {
             Ok(wants) => wants,
             Err(e) => return run(self, Err(e)),
         };
-        self.ask(wants.clone(), None, move |fs, leased| {
+        self.ask(wants.clone(), move |fs, leased| {
             // Another mount may have put something else there meanwhile.
             let same = names.is_empty() || fs.wants_of_names(&dirs, &names).is_ok_and(|now| now == wants);
             if leased.is_ok() && !same {

@@ -18,8 +18,8 @@ const RANGES_MAX: usize = 64;
 /// Looks at nothing at all.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// Bytes from an offset on; all for no bytes.
-pub(super) type Range = (u64, u64);
+/// Bytes from an offset on; all from there for no bytes.
+pub(crate) type Range = (u64, u64);
 const WHOLE: Range = (0, 0);
 
 /// Something that waits until pages are thrown out.
@@ -71,10 +71,10 @@ impl Pages {
         self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Throw out all pages of a file, also those that come while that goes on.
-    pub(super) fn drop_all(&self, kernel: &dyn Caches, ino: Ino) -> io::Result<()> {
+    /// Throw out all pages of a range of a file, also those that come while that goes on.
+    pub(super) fn drop_all(&self, kernel: &dyn Caches, ino: Ino, range: Range) -> io::Result<()> {
         self.claim(ino);
-        let mut ranges = vec![WHOLE];
+        let mut ranges = vec![range];
         let result = loop {
             let dropped = ranges.iter().try_for_each(|&(off, len)| {
                 self.begin(ino);

@@ -44,14 +44,21 @@ impl<F: Fabric> Returns<F> {
         }
     }
 
-    fn drop_pages(&self, ino: Ino) {
-        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, ino) {
+    fn drop_pages(&self, ino: Ino, span: Span) {
+        let range = if span.end == u64::MAX { (span.start, 0) } else { (span.start, span.end - span.start) };
+        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, ino, range) {
             kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
         }
     }
 }
 
 impl<F: Fabric> Cache for Returns<F> {
+    /// The kernel holds the pages of a write that goes through its cache until it is answered, and such a write may reach over
+    /// two parts: with one of them held, what asks for that would wait for who waits for the other.
+    fn is_undivided(&self, ino: Ino) -> bool {
+        self.fs.files.is_cached(ino)
+    }
+
     fn flush(&self, ino: Ino, lane: Lane, _span: Span) {
         // Changes of names are not buffered.
         if lane == Lane::Names && ino != TREE {
@@ -60,7 +67,7 @@ impl<F: Fabric> Cache for Returns<F> {
         self.files(ino).into_iter().for_each(|ino| self.flush_file(ino));
     }
 
-    fn invalidate(&self, ino: Ino, lane: Lane, _span: Span, mode: Mode) {
+    fn invalidate(&self, ino: Ino, lane: Lane, span: Span, mode: Mode) {
         if lane == Lane::Names && ino != TREE {
             return self.fs.held.kept.forget(ino);
         }
@@ -68,6 +75,7 @@ impl<F: Fabric> Cache for Returns<F> {
             self.fs.held.kept.forget_all();
         }
         for ino in self.files(ino) {
+            self.fs.files.forget_size(ino);
             // Pages that may be changed unseen are only there under an exclusive lease. Under a shared one there
             // may be a request for such a page, which waits for the exclusive lease, and the kernel for it.
             if mode == Mode::Shared && self.fs.held.to_fill(ino) == Mode::Exclusive {
@@ -76,7 +84,7 @@ impl<F: Fabric> Cache for Returns<F> {
                 }
                 continue;
             }
-            self.drop_pages(ino);
+            self.drop_pages(ino, span);
             if mode == Mode::Exclusive {
                 self.flush_file(ino);
             }
@@ -86,7 +94,10 @@ impl<F: Fabric> Cache for Returns<F> {
     fn abandon(&self) -> Vec<Ino> {
         self.fs.held.lost.store(true, Ordering::SeqCst);
         self.fs.held.kept.forget_all();
-        self.fs.files.open_files().into_iter().for_each(|ino| self.drop_pages(ino));
+        for ino in self.fs.files.open_files() {
+            self.fs.files.forget_size(ino);
+            self.drop_pages(ino, Span::ALL);
+        }
         let why = Error::new(Kind::Io, "the session was lost, and with it what was not flushed");
         let discarded = self.fs.files.discard_all(&why);
         for ino in &discarded {

@@ -34,7 +34,7 @@ use self::names::{found_entry, leased_entry};
 use super::{Caches, Session};
 use crate::control;
 use crate::fs::{Allocate, Fs};
-use crate::leases::{is_shared, may_change, whole};
+use crate::leases::{Touched, is_shared, may_change, whole};
 use crate::seal::SEAL;
 
 /// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
@@ -161,7 +161,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn getattr(&self, _req: &Request, node: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         let node = ino(node);
         if self.0.keeps(node) && self.0.alone().is_none() {
-            return self.0.ask(vec![Want::names(node, Mode::Shared)], None, move |fs, leased| {
+            return self.0.ask(vec![Want::names(node, Mode::Shared)], move |fs, leased| {
                 attributes(fs, reply, leased.and_then(|()| fs.kept_or_asked(node)));
             });
         }
@@ -317,7 +317,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
             match leased.and_then(|()| fs.create((dir, &name), FileKind::File, bits, who, b"")) {
                 // It is about to be written.
-                Ok(attr) => fs.ask(vec![whole(attr.ino, Mode::Exclusive)], None, move |fs, leased| {
+                Ok(attr) => fs.ask(vec![whole(attr.ino, Mode::Exclusive)], move |fs, leased| {
                     created(fs, reply, dir, flags, leased.and_then(|()| fs.attr(attr.ino)));
                 }),
                 Err(e) => created(fs, reply, dir, flags, Err(e)),
@@ -333,7 +333,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         offset: u64,
         size: u32,
         _flags: OpenFlags,
-        _lock_owner: Option<LockOwner>,
+        lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
         if self.0.is_wait(ino(node)) {
@@ -350,9 +350,9 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         if let Some(_alone) = self.0.alone() {
             return answer(&self.0, Ok(()));
         }
-        self.0.read_under(node, (offset, size.into()), move |fs, leased| {
-            answer(fs, leased);
-        });
+        // The kernel names an owner where a program's read comes as it is.
+        let touched = Touched { range: (offset, size.into()), pages: lock_owner.is_none() };
+        self.0.read_under(node, touched, move |fs, leased| answer(fs, leased));
     }
 
     fn write(
@@ -379,11 +379,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         if mapped {
             return written(reply, data.len(), &self.0.write_back(node, offset, data, kill));
         }
-        let (data, range) = (data.to_vec(), Some((offset, data.len() as u64)));
-        self.0.ask(vec![whole(node, Mode::Exclusive)], range, move |fs, leased| {
+        let (data, range) = (data.to_vec(), (offset, data.len() as u64));
+        self.0.write_under(node, (at, range.1), range, move |fs, leased| {
             let result = leased.and_then(|()| fs.write(node, at, &data, kill));
             written(reply, data.len(), &result);
-            fs.landed(node, (offset, data.len() as u64), result.unwrap_or(offset));
+            fs.landed(node, range, result.unwrap_or(offset));
         });
     }
 
@@ -515,7 +515,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         match self.0.wants_of_listing(dir, offset) {
             Ok(wants) => {
                 let files = wants.iter().map(|want| want.ino).collect();
-                self.0.ask(wants, None, move |fs, leased| match leased {
+                self.0.ask(wants, move |fs, leased| match leased {
                     Ok(()) => listing(fs, reply, dir, offset, Some(files)),
                     Err(e) => reply.error(errno(&e)),
                 });

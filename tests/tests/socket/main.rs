@@ -7,6 +7,7 @@ mod loss;
 mod mapped;
 mod names;
 mod random;
+mod ranges;
 mod recall;
 mod refusals;
 mod relaxed;

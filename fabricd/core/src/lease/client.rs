@@ -50,6 +50,8 @@ pub enum Input {
         wants: Vec<Want>,
         /// When it fails.
         deadline: u64,
+        /// It fails rather than hold up a recall of something else that it wants.
+        yields: bool,
     },
     /// A request that ran is done: what it changed is buffered or committed, and the kernel has its
     /// reply. A running request must never wait for another lease.
@@ -75,7 +77,8 @@ pub enum Input {
     },
     /// A recall waits for requests that are parked because of it, as the kernel does that cannot throw out a
     /// page which is being read. Those whose leases are still held run now; what they bring into a cache goes
-    /// before the recall is done. Once the session is lost, they fail.
+    /// before the recall is done. Those that yield and want more than is held fail: two mounts, each with a part of what
+    /// both want, would wait for each other. Once the session is lost, all fail.
     Admit {
         /// Of which inode.
         ino: Ino,
@@ -122,7 +125,7 @@ pub enum Output {
         /// Which.
         request: RequestId,
     },
-    /// A request does not run: too many wait.
+    /// A request does not run: too many wait, or a recall waits for it.
     Busy {
         /// Which.
         request: RequestId,
@@ -176,8 +179,6 @@ pub(super) struct Session {
 #[derive(Debug)]
 pub(super) struct Running {
     pub(super) wants: Vec<Want>,
-    /// The newest grant when it began: recalls that came later wait for it.
-    pub(super) stamp: GrantId,
     pub(super) lost: bool,
 }
 
@@ -185,6 +186,7 @@ pub(super) struct Running {
 pub(super) struct Parked {
     wants: Vec<Want>,
     deadline: u64,
+    yields: bool,
     /// When it fails if there is no connection until then.
     away: Option<u64>,
 }
@@ -281,7 +283,9 @@ impl Client {
                     self.message(message);
                 }
             }
-            Input::Begin { request, wants, deadline } => self.begin(now, request, wants, deadline),
+            Input::Begin { request, wants, deadline, yields } => {
+                self.begin(now, request, wants, (deadline, yields));
+            }
             Input::End { request } => self.end(request),
             Input::Flushed { recall } => self.flushed(recall),
             Input::Invalidated { recall } => self.invalidated(recall),
@@ -432,7 +436,7 @@ impl Client {
         let Some(owner) = self.session.as_ref().map(|s| s.id) else { return };
         self.stamp = self.stamp.max(id);
         for want in grants {
-            self.held.entry(want.ino).or_default().insert(Piece::new(owner, want, id));
+            self.held.entry(want.ino).or_default().insert(Piece::new(owner, want, id), 0);
         }
         self.tree_asked &= request != TREE_REQUEST;
         let ready = self.parked.iter().filter(|(_, parked)| parked.wants.iter().all(|w| self.covers(w)));
@@ -445,7 +449,7 @@ impl Client {
         }
     }
 
-    fn begin(&mut self, now: u64, request: RequestId, wants: Vec<Want>, deadline: u64) {
+    fn begin(&mut self, now: u64, request: RequestId, wants: Vec<Want>, (deadline, yields): (u64, bool)) {
         if self.phase == Phase::Live && wants.iter().all(|want| self.covers(want)) {
             return self.run(request, wants);
         }
@@ -453,34 +457,38 @@ impl Client {
             return self.out.push(Output::Busy { request });
         }
         let away = (!self.connected).then(|| now + self.limits.away);
-        self.parked.insert(request, Parked { wants, deadline, away });
+        self.parked.insert(request, Parked { wants, deadline, yields, away });
         self.ask(request);
     }
 
     fn run(&mut self, request: RequestId, wants: Vec<Want>) {
-        self.running.insert(request, Running { wants, stamp: self.stamp, lost: false });
+        self.running.insert(request, Running { wants, lost: false });
         self.out.push(Output::Ready { request });
     }
 
     fn admit(&mut self, ino: Ino) {
         let live = self.phase == Phase::Live;
-        let held = |want: &Want| {
-            self.covers(want) || self.held.get(&want.ino).is_some_and(|pieces| pieces.cover(want, |_| true))
-        };
-        let of = |parked: &Parked| {
-            parked.wants.iter().any(|want| want.ino == ino) && (!live || parked.wants.iter().all(held))
-        };
-        let admitted = self.parked.iter().filter(|(_, parked)| of(parked)).map(|(&request, _)| request);
-        for request in admitted.collect::<Vec<_>>() {
+        let has =
+            |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, |_| true));
+        let held = |want: &Want| has(want.ino, want) || has(TREE, &Want::TREE);
+        let of = |parked: &Parked| parked.wants.iter().any(|want| want.ino == ino);
+        let runs = |parked: &Parked| parked.wants.iter().all(held);
+        let waited_for = |want: &Want| self.recalls.values().any(|recall| recall.is_of(want));
+        let fails = |parked: &Parked| !live || parked.yields && parked.wants.iter().any(waited_for);
+        let those = self.parked.iter().filter(|(_, parked)| of(parked) && (runs(parked) || fails(parked)));
+        let those = those.map(|(&request, parked)| (request, runs(parked)));
+        for (request, runs) in those.collect::<Vec<_>>() {
             let Some(parked) = self.parked.remove(&request) else { continue };
             if !live {
                 self.out.push(Output::TimedOut { request });
                 continue;
             }
             self.send(ToLeader::Cancel { request });
-            // Every recall waits for it.
-            let stamp = GrantId { term: 0, counter: 0 };
-            self.running.insert(request, Running { wants: parked.wants, stamp, lost: false });
+            if !runs {
+                self.out.push(Output::Busy { request });
+                continue;
+            }
+            self.running.insert(request, Running { wants: parked.wants, lost: false });
             self.out.push(Output::Admitted { request, ino });
         }
     }

@@ -15,7 +15,7 @@ pub(super) struct Piece {
     pub(super) mode: Mode,
     /// The newest grant it came from.
     pub(super) id: GrantId,
-    /// When its oldest part was granted.
+    /// When its newest part was granted.
     pub(super) since: u64,
     /// Commits of this number and below were sent before it was granted.
     pub(super) floor: u64,
@@ -33,10 +33,13 @@ impl Piece {
         self.lane == lane && self.span.overlaps(span)
     }
 
-    fn joins(&self, next: &Self) -> bool {
+    /// Whether they are one, at a time. A lease that is new stays by itself until it was held for `hold`: beside an old one it
+    /// would be taken back at once.
+    fn joins(&self, next: &Self, now: u64, hold: u64) -> bool {
         let alike = self.owner == next.owner && self.lane == next.lane && self.mode == next.mode;
         let free = self.recall.is_none() && next.recall.is_none();
-        alike && free && self.span.end == next.span.start
+        let old = self.since.max(next.since) + hold <= now;
+        alike && free && old && self.span.end == next.span.start
     }
 }
 
@@ -60,19 +63,25 @@ impl Pieces {
         self.0.iter().filter(|piece| piece.owner == owner).count()
     }
 
-    /// Add a lease in place of the same and weaker ones of its owner, and join it to its neighbours.
-    pub(super) fn insert(&mut self, new: Piece) {
-        self.remove(new.lane, new.span, |p| p.owner == new.owner && p.recall.is_none() && p.mode <= new.mode);
-        self.0.push(new);
+    /// Add a lease in place of the same and weaker ones of its owner, where that has none that is stronger: what is not under
+    /// a recall is never of two kinds. Join neighbours that were held for `hold`.
+    pub(super) fn insert(&mut self, new: Piece, hold: u64) {
+        let own = |p: &Piece| p.owner == new.owner && p.recall.is_none();
+        self.remove(new.lane, new.span, |p| own(p) && p.mode <= new.mode);
+        let mut spans = Vec::from([new.span]);
+        for piece in self.0.iter().filter(|p| own(p) && p.is_in(new.lane, new.span)) {
+            spans = spans.iter().flat_map(|span| span.minus(piece.span)).collect();
+        }
+        self.0.extend(spans.iter().map(|&span| Piece { span, ..new }));
         self.0.sort_by_key(|p| (p.owner, p.lane, p.mode, p.recall, p.span));
         self.0.dedup_by(|next, piece| {
-            let joins = piece.joins(next);
+            // Only the owner's own: pieces of each are counted where they change.
+            let joins = piece.owner == new.owner && piece.joins(next, new.since, hold);
             if joins {
                 piece.span.end = next.span.end;
                 piece.id = piece.id.max(next.id);
                 piece.floor = piece.floor.max(next.floor);
-                // The older, or a lease that grows all the time would never have been held long enough.
-                piece.since = piece.since.min(next.since);
+                piece.since = piece.since.max(next.since);
             }
             joins
         });
@@ -83,10 +92,10 @@ impl Pieces {
         self.cut(lane, span, which, |_| None);
     }
 
-    /// Put the owner's pieces within `span` under a recall, splitting them at its ends. Answers
-    /// whether there are any.
+    /// Put the owner's pieces within `span` under a recall, splitting them at its ends: also newer ones than the recall, which
+    /// may come again over another connection and find them joined to older ones. Answers whether there are any.
     pub(super) fn mark(&mut self, owner: SessionId, lane: Lane, span: Span, recall: GrantId) -> bool {
-        let due = |p: &Piece| p.owner == owner && p.recall.is_none() && p.id < recall;
+        let due = |p: &Piece| p.owner == owner && p.recall.is_none();
         self.cut(lane, span, due, |inside| Some(Piece { recall: Some(recall), ..inside }))
     }
 

@@ -83,15 +83,16 @@ impl Table {
         if wants.iter().any(|want| self.is_behind(arrival, session, want)) {
             return;
         }
-        let mut blockers = Vec::new();
+        let mut is_free = true;
         for want in &wants {
-            blockers.extend(self.blockers(session, want).map(|blocker| (blocker, want.span)));
-        }
-        for ((ino, piece), span) in &blockers {
-            self.recall_unless_new(now, *ino, piece, *span);
+            // Anew for each: the one before may have taken a part of the same piece.
+            for (ino, piece) in self.blockers(session, want).collect::<Vec<_>>() {
+                is_free = false;
+                self.recall_unless_new(now, ino, &piece, want.span);
+            }
         }
         let room = self.make_room(now, session, wants.len());
-        if blockers.is_empty() && room {
+        if is_free && room {
             self.grant(now, arrival);
         }
     }
@@ -113,7 +114,8 @@ impl Table {
         own.chain(tree.filter(move |p| p.owner != session).map(|p| (TREE, *p)))
     }
 
-    /// Ask for a piece back, or note when it may be asked for.
+    /// Ask for a piece back, or note when it may be asked for. Never for more: the kernel waits for requests that read what
+    /// it throws out, and those may wait for a lease that is not held.
     fn recall_unless_new(&mut self, now: u64, ino: Ino, piece: &Piece, span: Span) {
         let until = piece.since + self.limits.hold;
         if piece.recall.is_some() || !self.is_live(piece.owner) {
@@ -182,6 +184,7 @@ impl Table {
     fn grant(&mut self, now: u64, arrival: u64) {
         let Some(mut request) = self.drop_request(arrival) else { return };
         let (session, id) = (request.session, self.next_id());
+        let hold = self.limits.hold;
         let floor = self.sessions.get(&session).map_or(0, |known| known.settled);
         for want in &mut request.wants {
             let wide = Want { span: Span::ALL, ..*want };
@@ -190,7 +193,7 @@ impl Table {
                 *want = wide;
             }
             let piece = Piece { since: now, floor, ..Piece::new(session, want, id) };
-            self.change(session, want.ino, |pieces| pieces.insert(piece));
+            self.change(session, want.ino, |pieces| pieces.insert(piece, hold));
         }
         self.send(session, ToClient::Granted { request: request.id, id, grants: request.wants });
     }

@@ -4,7 +4,7 @@
 use kos_types::Ino;
 
 use super::client::{Client, Output};
-use super::{GrantId, Lane, Mode, Span, TREE, ToLeader};
+use super::{GrantId, Lane, Mode, Span, TREE, ToLeader, Want};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
@@ -20,6 +20,14 @@ pub(super) struct Recall {
     span: Span,
     stage: Stage,
     mode: Mode,
+}
+
+impl Recall {
+    /// Whether that wants something of what is given back.
+    pub(super) fn is_of(&self, want: &Want) -> bool {
+        let meets = want.ino == self.ino && want.lane == self.lane && want.span.overlaps(self.span);
+        self.ino == TREE || meets
+    }
 }
 
 impl Client {
@@ -44,14 +52,12 @@ impl Client {
         }
     }
 
-    /// Go on if no request runs any more that began under what is recalled.
+    /// Go on if no request runs any more under what is recalled.
     fn advance(&mut self, id: GrantId) {
         let Some(recall) = self.recalls.get_mut(&id) else { return };
         let (ino, lane, span) = (recall.ino, recall.lane, recall.span);
-        let under = |want: &super::Want| {
-            ino == TREE || want.ino == ino && want.lane == lane && want.span.overlaps(span)
-        };
-        if self.running.values().any(|running| running.stamp < id && running.wants.iter().any(under)) {
+        let under = |want: &Want| recall.is_of(want);
+        if self.running.values().any(|running| running.wants.iter().any(under)) {
             return;
         }
         let pieces = self.held.get(&ino).into_iter().flat_map(|pieces| pieces.iter());

@@ -393,13 +393,13 @@ impl Table {
 
     /// Take over what a session holds from the leader before. Answers whether that can be.
     fn claim(&mut self, now: u64, session: SessionId, held: &[Want]) -> bool {
-        let id = GrantId { term: self.last.term, counter: 0 };
+        let (id, hold) = (GrantId { term: self.last.term, counter: 0 }, self.limits.hold);
         for want in held {
             if self.blockers(session, want).next().is_some() {
                 return false;
             }
             let piece = Piece { since: now, ..Piece::new(session, want, id) };
-            self.change(session, want.ino, |pieces| pieces.insert(piece));
+            self.change(session, want.ino, |pieces| pieces.insert(piece, hold));
         }
         if let Some(known) = self.sessions.get_mut(&session) {
             (known.state, known.unknown) = (State::Live, false);

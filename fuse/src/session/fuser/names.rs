@@ -33,7 +33,7 @@ impl<F: Fabric + 'static> Requests<F> {
 
     /// Answer with a name of a directory whose names are kept.
     pub(super) fn kept_entry(&self, reply: ReplyEntry, dir: Ino, name: Vec<u8>) {
-        self.0.ask(vec![Want::names(dir, Mode::Shared)], None, move |fs, leased| {
+        self.0.ask(vec![Want::names(dir, Mode::Shared)], move |fs, leased| {
             match leased.and_then(|()| fs.find((dir, &name))) {
                 Ok(Found::Nothing) => reply.error(Errno::ENOENT),
                 Ok(Found::Attr(attr)) => entry(fs, reply, dir, Ok(attr)),
@@ -66,7 +66,7 @@ pub(super) fn found_entry<F: Fabric + 'static>(
     found: Ino,
     want: Want,
 ) {
-    fs.ask(vec![want], None, move |fs, leased| {
+    fs.ask(vec![want], move |fs, leased| {
         entry(fs, reply, dir, leased.and_then(|()| fs.found(found)));
     });
 }

@@ -42,6 +42,7 @@ fn no_seed_breaks_coherence_or_hangs() {
     if std::env::var_os("KOS_SEED").is_none() {
         assert!(sum.recalls > 1000 && sum.fences > 100 && sum.lost > 10 && sum.trees > 100, "{sum:?}");
         assert!(sum.upgrades > 1000 && sum.refused > 10, "{sum:?}");
+        assert!(sum.yielded > 100 && sum.admitted > 100, "{sum:?}");
     }
 }
 
@@ -65,6 +66,7 @@ fn planted_mistakes_are_found() {
         Bug::NoReadIndex,
         Bug::UpgradeHolds,
         Bug::NeverAcknowledged,
+        Bug::NeverYields,
     ];
     for bug in bugs {
         let found = (0..300).find_map(|seed| World::run(seed, Some(bug)).err().map(|wrong| (seed, wrong)));

@@ -32,8 +32,17 @@ impl Clock {
 /// What a program does.
 #[derive(Debug, Clone)]
 pub(super) enum Kind {
-    Read(Cell),
+    Read(Vec<Cell>),
+    /// The same by a kernel that holds the pages meanwhile: nobody throws them out.
+    Fill(Vec<Cell>),
     Write(Vec<Cell>),
+}
+
+impl Kind {
+    /// What may fail without a fault: each cell is asked for by itself then.
+    pub(super) fn yields(&self) -> bool {
+        matches!(self, Self::Fill(cells) if cells.len() > 1)
+    }
 }
 
 #[derive(Debug)]
@@ -45,6 +54,8 @@ pub(super) struct Op {
     pub(super) began: u64,
     /// A request that must not end before this one does. A mistake, planted.
     pub(super) holds: Option<RequestId>,
+    /// It was let in during a recall of this inode.
+    pub(super) admitted: Option<Ino>,
 }
 
 /// A commit without an answer.
@@ -123,7 +134,9 @@ impl Mount {
 
     pub(super) fn wants(kind: &Kind) -> Vec<Want> {
         match kind {
-            Kind::Read(cell) => vec![want(*cell, Mode::Shared)],
+            Kind::Read(cells) | Kind::Fill(cells) => {
+                cells.iter().map(|cell| want(*cell, Mode::Shared)).collect()
+            }
             Kind::Write(cells) => cells.iter().map(|cell| want(*cell, Mode::Exclusive)).collect(),
         }
     }
@@ -131,6 +144,25 @@ impl Mount {
     /// What is dirty in a range.
     pub(super) fn dirty_in(&self, ino: Ino, lane: Lane, span: Span) -> Vec<Cell> {
         self.dirty.keys().copied().filter(|cell| is_in(*cell, ino, lane, span)).collect()
+    }
+
+    /// Whether its session lives by its own clock.
+    pub(super) fn is_live(&self, now: u64) -> bool {
+        self.client.valid_until().is_some_and(|until| self.clock.at(now) < until)
+    }
+
+    /// The first of these that is not in memory.
+    pub(super) fn missing(&self, cells: &[Cell]) -> Option<Cell> {
+        let there = |cell: &Cell| self.cache.contains_key(cell) || self.dirty.contains_key(cell);
+        cells.iter().copied().find(|cell| !there(cell))
+    }
+
+    /// Whether the kernel waits for something before it throws this out.
+    pub(super) fn is_stuck(&self, ino: Ino, lane: Lane, span: Span) -> bool {
+        self.ops.values().any(|op| {
+            let held = matches!(&op.kind, Kind::Fill(cells) if cells.iter().any(|&cell| is_in(cell, ino, lane, span)));
+            held || op.admitted.is_some_and(|of| of == ino || ino == TREE)
+        })
     }
 
     pub(super) fn invalidate(&mut self, ino: Ino, lane: Lane, span: Span) {

@@ -10,6 +10,8 @@ use super::world::{Bug, Event, REST, WAIT_MAX, World};
 const MS: u64 = 1000;
 /// Far above what a request may take.
 const DEADLINE: u64 = 4000 * MS;
+/// Between looks whether the kernel waits for a request.
+const STUCK: u64 = MS;
 
 /// Two files of three stripes, and two directories.
 pub(super) fn cells() -> impl Iterator<Item = Cell> {
@@ -65,6 +67,18 @@ impl World {
                 self.after(5 * MS..200 * MS, Event::Flush(c));
             }
             Event::Invalidated(c, recall, (ino, lane, span)) => {
+                if self.mounts[c].is_stuck(ino, lane, span) {
+                    self.at(self.now + STUCK, Event::Invalidated(c, recall, (ino, lane, span)));
+                    let all = if ino == TREE { vec![Ino(10), Ino(11)] } else { vec![ino] };
+                    return all.into_iter().for_each(|ino| self.call(c, Input::Admit { ino }));
+                }
+                // What was let in may have left something.
+                let dirty = self.mounts[c].dirty_in(ino, lane, span);
+                if !dirty.is_empty() && self.mounts[c].is_live(self.now) && self.bug != Some(Bug::NotFlushed)
+                {
+                    dirty.into_iter().for_each(|cell| self.flush(c, cell));
+                    return self.at(self.now + STUCK, Event::Invalidated(c, recall, (ino, lane, span)));
+                }
                 if self.bug != Some(Bug::NotInvalidated) {
                     self.mounts[c].invalidate(ino, lane, span);
                 }
@@ -116,7 +130,14 @@ impl World {
                 let at = self.arrival(|mount| &mut mount.up, c);
                 self.at(at, Event::Up(c, own.number, epoch, message));
             }
-            Output::Ready { request } | Output::Admitted { request, .. } => self.ready(c, request),
+            Output::Ready { request } => self.ready(c, request),
+            Output::Admitted { request, ino } => {
+                self.stats.admitted += 1;
+                if let Some(op) = self.mounts[c].ops.get_mut(&request) {
+                    op.admitted = Some(ino);
+                }
+                self.ready(c, request);
+            }
             Output::TimedOut { request } | Output::Busy { request } => self.failed(c, request),
             Output::Lost { request } => {
                 self.stats.lost += 1;
@@ -167,9 +188,10 @@ impl World {
     fn ready(&mut self, c: usize, request: RequestId) {
         let mount = &self.mounts[c];
         match mount.ops.get(&request).map(|op| &op.kind) {
-            Some(Kind::Read(cell)) if !mount.cache.contains_key(cell) && !mount.dirty.contains_key(cell) => {
-                let fetch = Event::Fetch(c, request, *cell);
-                self.after(10..2 * MS, fetch);
+            Some(Kind::Read(cells) | Kind::Fill(cells)) if mount.missing(cells).is_some() => {
+                let missing = mount.missing(cells).into_iter();
+                let fetch = missing.map(|cell| Event::Fetch(c, request, cell)).collect::<Vec<_>>();
+                fetch.into_iter().for_each(|fetch| self.after(10..2 * MS, fetch));
             }
             Some(_) => self.after(1..500, Event::Work(c, request, None)),
             None => self.wrong = Some(format!("mount {c}: {request:?} runs twice")),
@@ -177,7 +199,7 @@ impl World {
     }
 
     /// A program's request does what it came for.
-    fn work(&mut self, c: usize, request: RequestId, fetched: Option<u64>) {
+    fn work(&mut self, c: usize, request: RequestId, fetched: Option<(Cell, u64)>) {
         let Some(op) = self.mounts[c].ops.get(&request) else { return };
         let (kind, then) = (op.kind.clone(), op.then.clone());
         let mut versions = Vec::new();
@@ -195,20 +217,27 @@ impl World {
         for &(cell, version) in versions.iter().filter(|_| held) {
             self.log.written(cell, version, self.mounts[c].session);
         }
-        if let Kind::Read(cell) = kind
+        if let Kind::Read(cells) | Kind::Fill(cells) = &kind
             && held
         {
             let mount = &mut self.mounts[c];
-            let seen = mount.dirty.get(&cell).or_else(|| mount.cache.get(&cell)).copied().or(fetched);
-            if seen.is_none() {
-                // An old recall has emptied the cache meanwhile.
+            if let Some((cell, version)) = fetched.filter(|(cell, _)| mount.missing(cells) == Some(*cell)) {
+                mount.cache.insert(cell, version);
+            }
+            if mount.missing(cells).is_some() {
+                // There are more, or an old recall has emptied the cache meanwhile.
                 return self.ready(c, request);
             }
-            let current = self.log.current(cell);
-            if seen != Some(current) {
-                self.wrong = Some(format!("mount {c} reads {seen:?} of {cell:?}, current is {current}"));
+            // What a fenced session has written is lost. Until it hears of that, or its time is over, it reads its own:
+            // nobody else is granted anything of it before.
+            let is_fenced = self.log.epoch(mount.session) > mount.epoch;
+            for &cell in cells.iter().filter(|cell| !is_fenced || !mount.dirty.contains_key(cell)) {
+                let seen = mount.dirty.get(&cell).or_else(|| mount.cache.get(&cell)).copied();
+                let current = self.log.current(cell);
+                if seen != Some(current) {
+                    self.wrong = Some(format!("mount {c} reads {seen:?} of {cell:?}, current is {current}"));
+                }
             }
-            mount.cache.extend(seen.map(|seen| (cell, seen)));
         }
         let holds = then.is_some() && self.bug == Some(Bug::UpgradeHolds);
         if !holds {
@@ -243,6 +272,12 @@ impl World {
     fn failed(&mut self, c: usize, request: RequestId) {
         let Some(op) = self.mounts[c].ops.remove(&request) else { return };
         self.stats.failed += 1;
+        if let Kind::Fill(cells) = &op.kind
+            && op.kind.yields()
+        {
+            self.stats.yielded += 1;
+            return self.begin(c, op.task, Kind::Fill(vec![cells[0]]), None, None);
+        }
         if !self.faults {
             self.wrong = Some(format!("mount {c}: {request:?} {:?} failed without a fault", op.kind));
         }
@@ -259,10 +294,16 @@ impl World {
         let all: Vec<_> = cells().collect();
         let index = self.rng.within(0..all.len() as u64) as usize;
         let cell = all[index];
-        let (kind, then) = match self.rng.within(0..8) {
-            0..3 => (Kind::Read(cell), None),
+        let (kind, then) = match self.rng.within(0..9) {
+            0..3 => (Kind::Read(vec![cell]), None),
             3..5 => (Kind::Write(vec![cell]), None),
-            5 => (Kind::Read(cell), Some(Kind::Write(vec![cell]))),
+            5 => (Kind::Read(vec![cell]), Some(Kind::Write(vec![cell]))),
+            // Pages of one stripe or two.
+            8 => {
+                let first = self.rng.within(0..3);
+                let last = (first + self.rng.within(0..2)).min(2);
+                (Kind::Fill((first..=last).map(|nth| (10, Lane::Data, nth)).collect()), None)
+            }
             // An append needs the size and a stripe, a rename two directories: in either order.
             6 => (Kind::Write(vec![(10, Lane::Attr, 0), (10, Lane::Data, self.rng.within(0..3))]), None),
             _ => {
@@ -278,8 +319,9 @@ impl World {
         let request = mount.next_request();
         let wants = Mount::wants(&kind);
         let deadline = mount.clock.at(self.now) + DEADLINE;
-        mount.ops.insert(request, Op { kind, then, task, began: self.now, holds });
-        self.call(c, Input::Begin { request, wants, deadline });
+        let yields = kind.yields() && self.bug != Some(Bug::NeverYields);
+        mount.ops.insert(request, Op { kind, then, task, began: self.now, holds, admitted: None });
+        self.call(c, Input::Begin { request, wants, deadline, yields });
     }
 
     /// Commit what is dirty of a cell, unless a commit of it is on its way.

@@ -4,6 +4,7 @@ use kos_core::lease::{
     Action, Client, Commit, Epoch, Event, FileId, GrantId, Input, Limits, Mode, Output, Refusal, RequestId,
     Table, ToClient, ToLeader, Want,
 };
+use kos_types::limits::STRIPE_BYTES_MAX;
 use kos_types::{Ino, SessionId};
 
 const LIMITS: Limits = Limits::DEFAULT;
@@ -145,6 +146,24 @@ fn a_new_lease_is_held_for_a_moment() {
 }
 
 #[test]
+fn a_new_part_is_held_for_a_moment_beside_an_old_one() {
+    let mut leader = Leader::new(2, LIMITS);
+    let part = |nth: u64| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, Mode::Exclusive);
+    // Nobody minds, so it has all of the file, of which the other takes two parts.
+    leader.ask(0, &[part(0)]);
+    for nth in [1, 2] {
+        let asked = recalls(&leader.ask(1, &[part(nth)]));
+        assert_eq!((asked.len(), asked[0].0), (1, 0));
+        assert_eq!(grants(&leader.say(0, ToLeader::Ack { recall: asked[0].1, seq: 0 })).len(), 1);
+    }
+    let ask = |n| ToLeader::Ask { request: RequestId(100 + n), wants: vec![part(n)] };
+    let message = |message| Event::Message { session: SessionId(0), epoch: Epoch(1), message };
+    assert!(recalls(&leader.table.step(leader.now + 1, message(ask(2)))).is_empty(), "new");
+    assert_eq!(recalls(&leader.table.step(leader.now + 1, message(ask(1)))).len(), 1, "old");
+    assert_eq!(recalls(&leader.table.step(leader.now + LIMITS.hold, Event::Tick)).len(), 1);
+}
+
+#[test]
 fn one_session_has_the_tree_until_another_asks() {
     let mut leader = Leader::new(1, LIMITS);
     assert_eq!(grants(&leader.ask(0, &[Want::TREE])).len(), 1);
@@ -208,6 +227,7 @@ fn a_lost_session_is_abandoned_before_the_next_and_each_file_hears_of_it_once() 
         request: RequestId(n),
         wants: vec![Want::attr(Ino(0), Mode::Exclusive)],
         deadline: u64::MAX,
+        yields: false,
     };
     assert_eq!(client.step(20, begin(1)).len(), 1);
     let ready = client.step(30, Input::Message { epoch: Epoch(1), message: granted });
@@ -252,7 +272,12 @@ fn tell(client: &mut Client, message: ToClient) -> Vec<Output> {
 }
 
 fn begin(client: &mut Client, request: u64, wants: &[Want]) -> Vec<Output> {
-    client.step(2, Input::Begin { request: RequestId(request), wants: wants.to_vec(), deadline: u64::MAX })
+    begin_that(client, request, wants, false)
+}
+
+fn begin_that(client: &mut Client, request: u64, wants: &[Want], yields: bool) -> Vec<Output> {
+    let (request, wants) = (RequestId(request), wants.to_vec());
+    client.step(2, Input::Begin { request, wants, deadline: u64::MAX, yields })
 }
 
 #[test]
@@ -285,6 +310,25 @@ fn what_waits_for_a_recall_is_let_in_if_its_leases_are_held_still() {
     let seq = 1;
     assert_eq!(given, [Output::Send { epoch, message: ToLeader::Ack { recall, seq } }]);
     assert!(client.commit(2, want).is_none());
+}
+
+#[test]
+fn what_yields_and_wants_more_than_is_held_fails_for_a_recall() {
+    let parts = [0, 1].map(|nth| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, Mode::Exclusive));
+    let mut client = holding(&parts[..1]);
+    let id = GrantId { term: 1, counter: 2 };
+    let Want { ino, lane, span, .. } = parts[0];
+    assert!(matches!(
+        tell(&mut client, ToClient::Recall { id, ino, lane, span })[..],
+        [Output::Flush { .. }]
+    ));
+    begin_that(&mut client, 2, &parts, true);
+    begin_that(&mut client, 3, &parts, false);
+    // Nobody waits for what does not touch the part.
+    begin_that(&mut client, 4, &parts[1..], true);
+    let (epoch, request) = (Epoch(1), RequestId(2));
+    let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
+    assert_eq!(client.step(2, Input::Admit { ino }), [cancel, Output::Busy { request }]);
 }
 
 #[test]

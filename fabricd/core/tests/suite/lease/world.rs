@@ -58,6 +58,8 @@ pub(super) enum Bug {
     UpgradeHolds,
     /// Recalls are never acknowledged, and nobody is fenced for it.
     NeverAcknowledged,
+    /// What holds pages of several stripes waits for all of them.
+    NeverYields,
 }
 
 #[derive(Debug, Clone)]
@@ -77,7 +79,7 @@ pub(super) enum Event {
     Open(usize, u64),
     OpenAgain(usize, u64),
     Fetch(usize, RequestId, Cell),
-    Work(usize, RequestId, Option<u64>),
+    Work(usize, RequestId, Option<(Cell, u64)>),
     Think(usize, u64),
     Flush(usize),
     Invalidated(usize, GrantId, (Ino, Lane, Span)),
@@ -112,6 +114,8 @@ pub(super) struct Stats {
     pub(super) refused: u64,
     pub(super) trees: u64,
     pub(super) upgrades: u64,
+    pub(super) yielded: u64,
+    pub(super) admitted: u64,
 }
 
 impl Stats {
@@ -125,6 +129,8 @@ impl Stats {
         self.refused += other.refused;
         self.trees += other.trees;
         self.upgrades += other.upgrades;
+        self.yielded += other.yielded;
+        self.admitted += other.admitted;
     }
 }
 
@@ -270,8 +276,8 @@ impl World {
             Event::Commit(c, term, commit, cell, version) => self.commit(c, term, &commit, cell, version),
             Event::Open(c, sent) => self.open(c, sent),
             Event::Fetch(c, request, cell) => {
-                let version = Some(self.log.committed(cell));
-                self.after(10..MS, Event::Work(c, request, version));
+                let fetched = Some((cell, self.log.committed(cell)));
+                self.after(10..MS, Event::Work(c, request, fetched));
             }
             Event::Break(c) => self.cut(c),
             Event::Mute(c) => self.mounts[c].mute = true,

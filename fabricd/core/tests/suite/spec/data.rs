@@ -72,7 +72,10 @@ impl Spec {
         let attr = &mut self.writable(ino)?.attr;
         attr.size = attr.size.max(size_min);
         if let Some(mtime) = mtime {
-            attr.mtime = mtime;
+            // Back only from what somebody set to come.
+            if attr.mtime > now || mtime > attr.mtime {
+                attr.mtime = mtime;
+            }
             attr.ctime = now;
         }
         self.stat(ino)
