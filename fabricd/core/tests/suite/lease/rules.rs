@@ -313,6 +313,21 @@ fn what_waits_for_a_recall_is_let_in_if_its_leases_are_held_still() {
 }
 
 #[test]
+fn a_recall_that_comes_again_means_what_was_joined_to_newer_leases_too() {
+    let part = |nth: u64, mode| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, mode);
+    let mut client = holding(&[part(0, Mode::Shared), part(1, Mode::Shared)]);
+    // The recall went down with a connection that broke. What is granted over the next one overtakes it.
+    let (recall, newer) = (GrantId { term: 1, counter: 2 }, GrantId { term: 1, counter: 3 });
+    let grants = vec![part(2, Mode::Shared)];
+    tell(&mut client, ToClient::Granted { request: RequestId(9), id: newer, grants });
+    let Want { ino, lane, span, .. } = part(1, Mode::Shared);
+    let asked = tell(&mut client, ToClient::Recall { id: recall, ino, lane, span });
+    assert!(matches!(asked[..], [Output::Invalidate { .. }]), "{asked:?}");
+    assert!(!client.may(2, &part(1, Mode::Shared)));
+    assert!(client.may(2, &part(0, Mode::Shared)) && client.may(2, &part(2, Mode::Shared)));
+}
+
+#[test]
 fn what_yields_and_wants_more_than_is_held_fails_for_a_recall() {
     let parts = [0, 1].map(|nth| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, Mode::Exclusive));
     let mut client = holding(&parts[..1]);
