@@ -135,6 +135,19 @@ impl Disk {
         all
     }
 
+    /// A directory and everything below it.
+    pub(crate) fn tree(&self, dir: u64) -> BTreeSet<u64> {
+        let mut tree = BTreeSet::from([dir]);
+        let mut dirs = vec![dir];
+        while let Some(dir) = dirs.pop() {
+            let below: Vec<u64> = self.list(dir, 0).into_iter().map(|(ino, _)| ino).collect();
+            let is_dir = |ino: &u64| self.inodes.get(ino).is_some_and(|inode| inode.meta.is_dir);
+            dirs.extend(below.iter().copied().filter(is_dir));
+            tree.extend(below);
+        }
+        tree
+    }
+
     pub(crate) fn create(&mut self, name: Name, meta: Meta) -> Result<u64, Errno> {
         if self.names.contains_key(&name) {
             return Err(Errno::EXIST);

@@ -1,5 +1,6 @@
 //! The kernel's requests as calls of [`Disk`]. Nothing is decided here.
 
+use std::collections::BTreeSet;
 use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -18,7 +19,8 @@ use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::content::{BLOCK, Change};
 use super::cut::Cut;
-use super::disk::{Disk, Meta, Name};
+use super::disk::{Disk, Meta, Name, ROOT};
+use super::hang::{Hang, Hanging, What};
 use crate::{Rng, is_mounted};
 
 /// Only this mount changes the disk.
@@ -37,6 +39,7 @@ pub struct PowerFs {
 struct Shared {
     /// None while there is no power.
     disk: Mutex<Option<Disk>>,
+    hanging: Arc<Hanging>,
 }
 
 impl PowerFs {
@@ -75,6 +78,43 @@ impl PowerFs {
         }
     }
 
+    /// Let everything hang that needs the disk.
+    pub fn hang(&self) -> Hang {
+        self.hang_what(What::Everything)
+    }
+
+    /// Let what needs the disk hang of a directory, which is given as a path below the mount.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn hang_dir(&self, dir: &str) -> Hang {
+        self.hang_what(What::These(self.tree(dir)))
+    }
+
+    /// The same of fsync alone.
+    ///
+    /// # Panics
+    /// When it is not there.
+    pub fn hang_syncs(&self, dir: &str) -> Hang {
+        self.hang_what(What::SyncsOf(self.tree(dir)))
+    }
+
+    fn tree(&self, dir: &str) -> BTreeSet<u64> {
+        let tree = self.shared.with(|disk| {
+            let mut ino = ROOT;
+            for name in dir.split('/') {
+                ino = disk.lookup(&(ino, name.as_bytes().to_vec()))?;
+            }
+            Ok(disk.tree(ino))
+        });
+        tree.expect("the directory")
+    }
+
+    fn hang_what(&self, what: What) -> Hang {
+        self.shared.hanging.hang(what);
+        Hang(Arc::clone(&self.shared.hanging))
+    }
+
     /// Bytes allocated for what programs see.
     #[must_use]
     pub fn bytes_used(&self) -> u64 {
@@ -101,7 +141,7 @@ impl PowerFs {
 
 /// Mount `disk` and answer the kernel until it is unmounted.
 fn serve(dir: &Path, disk: Disk) -> Arc<Shared> {
-    let shared = Arc::new(Shared { disk: Mutex::new(Some(disk)) });
+    let shared = Arc::new(Shared { disk: Mutex::new(Some(disk)), hanging: Arc::default() });
     let device = attach(dir).expect("mount: needs root and /dev/fuse");
     let mut config = Config::default();
     config.n_threads = Some(THREADS);
@@ -184,9 +224,26 @@ fn empty(reply: ReplyEmpty, result: Result<(), Errno>) {
 }
 
 impl Session {
-    fn create(&self, req: &Request, path: Name, is_dir: bool, mode: u32) -> Result<FileAttr, Errno> {
+    /// Answer what needs the disk: at once, or when it hangs no more. Attributes, names and sizes that are known
+    /// are answered from memory by disk filesystems too.
+    fn answer(&self, ino: INodeNo, request: impl FnOnce(&Self) + Send + 'static) {
+        let own = Self(Arc::clone(&self.0));
+        self.0.hanging.answer(ino.0, false, move || request(&own));
+    }
+
+    fn sync(
+        &self,
+        ino: INodeNo,
+        reply: ReplyEmpty,
+        sync: impl FnOnce(&mut Disk) -> Result<(), rustix::io::Errno> + Send + 'static,
+    ) {
+        let own = Self(Arc::clone(&self.0));
+        self.0.hanging.answer(ino.0, true, move || empty(reply, own.0.with(sync)));
+    }
+
+    fn create(&self, (uid, gid): (u32, u32), path: Name, is_dir: bool, mode: u32) -> Result<FileAttr, Errno> {
         let mtime = SystemTime::now();
-        let meta = Meta { is_dir, mode: mode & 0o7777, uid: req.uid(), gid: req.gid(), mtime };
+        let meta = Meta { is_dir, mode: mode & 0o7777, uid, gid, mtime };
         self.0.with(|disk| {
             let ino = disk.create(path, meta)?;
             if !is_dir {
@@ -237,33 +294,38 @@ impl Filesystem for Session {
         _flags: Option<BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let changed = self.0.with(|disk| {
-            if let Some(size) = size {
-                disk.change(ino.0, Change::Size(size))?;
+        self.answer(ino, move |own| {
+            let changed = own.0.with(|disk| {
+                if let Some(size) = size {
+                    disk.change(ino.0, Change::Size(size))?;
+                }
+                disk.set_meta(ino.0, |meta| {
+                    meta.mode = mode.map_or(meta.mode, |mode| mode & 0o7777);
+                    meta.uid = uid.unwrap_or(meta.uid);
+                    meta.gid = gid.unwrap_or(meta.gid);
+                })?;
+                Shared::attr(disk, ino.0)
+            });
+            match changed {
+                Ok(attr) => reply.attr(&TTL, &attr),
+                Err(e) => reply.error(e),
             }
-            disk.set_meta(ino.0, |meta| {
-                meta.mode = mode.map_or(meta.mode, |mode| mode & 0o7777);
-                meta.uid = uid.unwrap_or(meta.uid);
-                meta.gid = gid.unwrap_or(meta.gid);
-            })?;
-            Shared::attr(disk, ino.0)
         });
-        match changed {
-            Ok(attr) => reply.attr(&TTL, &attr),
-            Err(e) => reply.error(e),
-        }
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, file: &OsStr, mode: u32, _umask: u32, reply: ReplyEntry) {
-        entry(reply, self.create(req, name(parent, file), true, mode));
+        let (path, owner) = (name(parent, file), (req.uid(), req.gid()));
+        self.answer(parent, move |own| entry(reply, own.create(owner, path, true, mode)));
     }
 
     fn unlink(&self, _req: &Request, parent: INodeNo, file: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.with(|disk| disk.remove(name(parent, file), false)));
+        let path = name(parent, file);
+        self.answer(parent, move |own| empty(reply, own.0.with(|disk| disk.remove(path, false))));
     }
 
     fn rmdir(&self, _req: &Request, parent: INodeNo, file: &OsStr, reply: ReplyEmpty) {
-        empty(reply, self.0.with(|disk| disk.remove(name(parent, file), true)));
+        let path = name(parent, file);
+        self.answer(parent, move |own| empty(reply, own.0.with(|disk| disk.remove(path, true))));
     }
 
     fn rename(
@@ -282,14 +344,16 @@ impl Filesystem for Session {
             _ => return reply.error(Errno::EINVAL),
         };
         let (from, to) = (name(parent, file), name(newparent, newname));
-        empty(reply, self.0.with(|disk| disk.rename(from, to, replace)));
+        let dir = if self.0.hanging.holds(parent.0) { parent } else { newparent };
+        self.answer(dir, move |own| empty(reply, own.0.with(|disk| disk.rename(from, to, replace))));
     }
 
     fn open(&self, _req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.0.with(|disk| disk.open(ino.0, flags.0 & libc::O_TRUNC != 0)) {
+        let truncate = flags.0 & libc::O_TRUNC != 0;
+        self.answer(ino, move |own| match own.0.with(|disk| disk.open(ino.0, truncate)) {
             Ok(()) => reply.opened(FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE),
             Err(e) => reply.error(e),
-        }
+        });
     }
 
     fn create(
@@ -302,12 +366,13 @@ impl Filesystem for Session {
         _flags: i32,
         reply: ReplyCreate,
     ) {
-        match self.create(req, name(parent, file), false, mode) {
+        let (path, owner) = (name(parent, file), (req.uid(), req.gid()));
+        self.answer(parent, move |own| match own.create(owner, path, false, mode) {
             Ok(attr) => {
                 reply.created(&TTL, &attr, Generation(0), FileHandle(0), FopenFlags::FOPEN_KEEP_CACHE);
             }
             Err(e) => reply.error(e),
-        }
+        });
     }
 
     fn release(
@@ -338,10 +403,10 @@ impl Filesystem for Session {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        match self.0.with(|disk| disk.read(ino.0, offset, size as usize)) {
+        self.answer(ino, move |own| match own.0.with(|disk| disk.read(ino.0, offset, size as usize)) {
             Ok(data) => reply.data(&data),
             Err(e) => reply.error(e),
-        }
+        });
     }
 
     fn write(
@@ -356,27 +421,34 @@ impl Filesystem for Session {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let written = self.0.with(|disk| {
-            disk.write(ino.0, offset, data)?;
-            disk.set_meta(ino.0, |meta| meta.mtime = SystemTime::now())
-        });
-        match written {
-            // A request holds at most WRITE_BYTES_MAX bytes.
-            Ok(()) => reply.written(data.len() as u32),
-            Err(e) => reply.error(e),
+        let write = move |own: &Self, data: &[u8]| {
+            let written = own.0.with(|disk| {
+                disk.write(ino.0, offset, data)?;
+                disk.set_meta(ino.0, |meta| meta.mtime = SystemTime::now())
+            });
+            match written {
+                // A request holds at most WRITE_BYTES_MAX bytes.
+                Ok(()) => reply.written(data.len() as u32),
+                Err(e) => reply.error(e),
+            }
+        };
+        if self.0.hanging.holds(ino.0) {
+            let data = data.to_vec();
+            self.answer(ino, move |own| write(own, &data));
+        } else {
+            write(self, data);
         }
     }
 
     fn fsync(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        empty(reply, self.0.with(|disk| disk.fsync(ino.0)));
+        self.sync(ino, reply, move |disk| disk.fsync(ino.0));
     }
 
     fn fsyncdir(&self, _req: &Request, ino: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let synced = self.0.with(|disk| {
+        self.sync(ino, reply, move |disk| {
             disk.fsync_dir(ino.0);
             Ok(())
         });
-        empty(reply, synced);
     }
 
     fn readdir(&self, _req: &Request, dir: INodeNo, _fh: FileHandle, offset: u64, mut reply: ReplyDirectory) {
@@ -418,14 +490,16 @@ impl Filesystem for Session {
     ) {
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         let end = offset.saturating_add(length);
-        let done = self.0.with(|disk| match mode {
-            PUNCH => disk.change(ino.0, Change::Punch(offset..end)),
-            // Nothing is reserved: a full disk shows at the write.
-            libc::FALLOC_FL_KEEP_SIZE => Ok(()),
-            0 if disk.inode(ino.0)?.now.size() < end => disk.change(ino.0, Change::Size(end)),
-            0 => Ok(()),
-            _ => Err(rustix::io::Errno::OPNOTSUPP),
+        self.answer(ino, move |own| {
+            let done = own.0.with(|disk| match mode {
+                PUNCH => disk.change(ino.0, Change::Punch(offset..end)),
+                // Nothing is reserved: a full disk shows at the write.
+                libc::FALLOC_FL_KEEP_SIZE => Ok(()),
+                0 if disk.inode(ino.0)?.now.size() < end => disk.change(ino.0, Change::Size(end)),
+                0 => Ok(()),
+                _ => Err(rustix::io::Errno::OPNOTSUPP),
+            });
+            empty(reply, done);
         });
-        empty(reply, done);
     }
 }
