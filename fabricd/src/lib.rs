@@ -25,6 +25,7 @@ mod repair;
 mod room;
 mod scrub;
 mod shards;
+mod silence;
 mod spare;
 mod spill;
 mod standing;

@@ -28,7 +28,7 @@ use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Settled, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
 use crate::worker::Worker;
-use crate::{collector, compact, copier, rebuild, room, scrub, shards, spill};
+use crate::{collector, compact, copier, rebuild, room, scrub, shards, silence, spill};
 
 /// Shard directories made under a single state directory: one for each shard of the default
 /// geometry.
@@ -183,9 +183,16 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
-        let workers =
-            [collector::start, compact::start, copier::start, rebuild::start, scrub::start, spill::start]
-                .map(|start| start(Arc::clone(&inner)));
+        let workers = [
+            collector::start,
+            compact::start,
+            copier::start,
+            rebuild::start,
+            scrub::start,
+            silence::start,
+            spill::start,
+        ]
+        .map(|start| start(Arc::clone(&inner)));
         let workers = workers.into_iter().collect::<Result<_>>()?;
         Ok(Self { inner, workers })
     }
@@ -237,10 +244,17 @@ impl Node {
         self.inner.sync.has_failed()
     }
 
-    /// Places that take no more writes until a restart.
+    /// Places that take no more writes: until a restart, or until their disks answer.
     #[must_use]
     pub fn places_failed(&self) -> usize {
         self.inner.stripes.tiers().failed().len()
+    }
+
+    /// Of these, places whose disks do not answer.
+    #[must_use]
+    pub fn places_silent(&self) -> usize {
+        let statuses = self.inner.stripes.tiers().statuses();
+        statuses.iter().filter(|status| status.silent_since.is_some()).count()
     }
 
     /// How many stripes are not as they should be.

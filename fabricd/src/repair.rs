@@ -86,6 +86,12 @@ fn bits(shards: &[(u8, Error)]) -> u32 {
     shards.iter().fold(0, |bits, (index, _)| bits | 1 << index)
 }
 
+/// Of these, the shards that are damaged or gone. One on a place that does not answer is neither, as far as is known.
+fn damaged(shards: &[(u8, Error)]) -> u32 {
+    let known = shards.iter().filter(|(_, e)| e.kind() != Kind::TimedOut);
+    known.fold(0, |bits, (index, _)| bits | 1 << index)
+}
+
 impl Stripes {
     /// Judge every stripe by the index, which is in the order of their ids.
     pub(crate) fn survey(&self, index: &[Indexed]) -> Result<()> {
@@ -139,6 +145,8 @@ impl Stripes {
         for index in (0..).take(geometry.n()) {
             match self.shards.check(id, index) {
                 Ok(len) => (bytes, checked) = (bytes + len, checked + 1),
+                // Read in the next pass.
+                Err(e) if e.kind() == Kind::TimedOut => {}
                 Err(e) => bad.push((index, e)),
             }
         }
@@ -192,7 +200,7 @@ impl Stripes {
         let decoded = self.decode(id, geometry, &mut bad);
         if !bad.is_empty() {
             self.alive(id)?;
-            self.rejudge(id, |damaged| damaged | bits(&bad))?;
+            self.rejudge(id, |known| known | damaged(&bad))?;
         }
         Ok(Whole { geometry, decoded: decoded? })
     }
@@ -212,14 +220,22 @@ impl Stripes {
             Ok(decoded) => decoded,
             Err(e) => {
                 self.alive(id)?;
+                if damaged(&bad) != bits(&bad) {
+                    // Not lost: it is read again once its places answer.
+                    return Err(Error::new(Kind::TimedOut, format!("read: too few places answer: {e}")));
+                }
                 self.counters.stripes_lost.fetch_add(1, Ordering::Relaxed);
                 let what = format!("stripe {:#x} is lost, reads of it fail: {e}; shards {bad:?}", id.0);
                 self.events.add("lost", &what);
-                self.rejudge(id, |damaged| damaged | bits(&bad))?;
+                self.rejudge(id, |known| known | damaged(&bad))?;
                 return Err(Error::new(Kind::Io, "read: more shards lost than parity covers"));
             }
         };
         decoded.read(geometry, at, out)?;
+        bad.retain(|(_, e)| e.kind() != Kind::TimedOut);
+        if bad.is_empty() {
+            return Ok(());
+        }
         let fresh = self.repairing().insert(id);
         if fresh {
             self.counters.shards_bad.fetch_add(bad.len() as u64, Ordering::Relaxed);
@@ -244,7 +260,7 @@ impl Stripes {
         bad: &[(u8, Error)],
         decoded: &Decoded,
     ) -> Result<()> {
-        self.rejudge(id, |damaged| damaged | bits(bad))?;
+        self.rejudge(id, |known| known | damaged(bad))?;
         let mut moves = Vec::new();
         let written = self.rewrite(id, record, bad, decoded, &mut moves);
         // What they replace is damaged: nothing is lost when a power cut brings it back.
@@ -378,7 +394,7 @@ impl Stripes {
         }
         let decoded = self.decode(id, geometry, &mut bad)?;
         // Readers have counted what they found.
-        let new = bits(&bad) & !self.standings.damaged(id);
+        let new = damaged(&bad) & !self.standings.damaged(id);
         self.counters.shards_bad.fetch_add(u64::from(new.count_ones()), Ordering::Relaxed);
         let one = shard::stored_len(stripe::shard_len(geometry, decoded.layout.coded_len()));
         *bytes += (one * (geometry.k() + bad.len())) as u64;
@@ -416,7 +432,9 @@ impl Stripes {
             Ok(whole) => whole,
             Err(e) => {
                 // Next time it is one that lacks a shard.
-                self.rejudge(id, |damaged| damaged | 1 << index)?;
+                let found = [(index, e)];
+                self.rejudge(id, |known| known | damaged(&found))?;
+                let [(_, e)] = found;
                 return Err(e);
             }
         };

@@ -177,10 +177,15 @@ impl Stripes {
         let mut beside: Vec<Spot> = good.iter().flatten().copied().collect();
         for (index, old) in (0..).zip(good) {
             let Some(old) = old.filter(|old| old.ram != ram) else { continue };
-            let Ok((payload, layout)) = self.shards.read_whole(id, index) else {
+            let (payload, layout) = match self.shards.read_whole(id, index) {
+                Ok(whole) => whole,
+                // It stays where it is until its place answers.
+                Err(e) if e.kind() == Kind::TimedOut => return Err(e),
                 // The rebuilder writes it anew, and says what is wrong with it.
-                self.rejudge(id, |damaged| damaged | 1 << index)?;
-                continue;
+                Err(_) => {
+                    self.rejudge(id, |damaged| damaged | 1 << index)?;
+                    continue;
+                }
             };
             let (header, table) = shard::seal(id, index, geometry, &layout, &payload)?;
             let first = (id.0 as usize).wrapping_add(usize::from(index));

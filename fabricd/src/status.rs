@@ -57,12 +57,14 @@ pub struct Counters {
     pub copies_made: AtomicU64,
     /// Tries to put a stripe right that failed.
     pub rebuilds_failed: AtomicU64,
+    /// Places whose disks stopped answering.
+    pub place_silences: AtomicU64,
 }
 
 impl Counters {
     /// Names and values, in the order of the metrics file.
     #[must_use]
-    pub fn list(&self) -> [(&'static str, u64); 25] {
+    pub fn list(&self) -> [(&'static str, u64); 26] {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         [
             ("kos_stripes_written_total", get(&self.stripes_written)),
@@ -90,6 +92,7 @@ impl Counters {
             ("kos_compact_passes_total", get(&self.compact_passes)),
             ("kos_rebuild_bytes_total", get(&self.rebuild_bytes)),
             ("kos_rebuilds_failed_total", get(&self.rebuilds_failed)),
+            ("kos_place_silences_total", get(&self.place_silences)),
         ]
     }
 }

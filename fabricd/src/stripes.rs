@@ -1,6 +1,7 @@
 //! Stripes on this node: written before their commit, read around damage, repaired and freed.
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::mem;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -61,11 +62,14 @@ pub(crate) type IndexChanges = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 #[derive(Default)]
 pub(crate) struct Settled {
     pub(crate) records: IndexChanges,
+    /// Where each of the records says that its shard is.
     spots: Vec<Spot>,
+    /// Shards a stripe can do without, and how many of the records are its own, in their order.
+    stripes: Vec<(StripeId, usize, usize)>,
     /// Those that are in memory and may leave it.
     in_ram: Vec<StripeId>,
-    /// Those that could not be spread evenly.
-    uneven: Vec<StripeId>,
+    /// Those that lack shards or could not be spread evenly.
+    defective: Vec<StripeId>,
 }
 
 impl Stripes {
@@ -151,7 +155,8 @@ impl Stripes {
     /// index records, which go into the commit's own batch. When that fails: [`Self::drop_settled`].
     pub(crate) fn settle(&self, stripes: &[(StripeId, Policy, u64)]) -> Result<Settled> {
         let mut settled = Settled::default();
-        let result = self.take(stripes, &mut settled).and_then(|places| self.sync_places(&places));
+        let result =
+            self.take(stripes, &mut settled).and_then(|places| self.stabilise(&places, &mut settled));
         if let Err(e) = result {
             self.drop_settled(&settled);
             return Err(e);
@@ -169,11 +174,12 @@ impl Stripes {
                 found.ok_or_else(|| Error::new(Kind::Stale, "commit: stripe not written or dropped"))?;
             let good: Vec<_> = found.spots.iter().copied().map(Some).collect();
             if standing::judge(policy.geometry, &good, 0, live).is_some() {
-                settled.uneven.push(id);
+                settled.defective.push(id);
             }
             if policy.pin == Pin::None && found.spots.iter().any(|spot| spot.ram) {
                 settled.in_ram.push(id);
             }
+            settled.stripes.push((id, policy.geometry.m(), found.spots.len()));
             for (index, &spot) in (0..).zip(&found.spots) {
                 settled.records.push((shards::key(id, index), Some(spot.encode())));
                 settled.spots.push(spot);
@@ -185,14 +191,38 @@ impl Stripes {
         Ok(places)
     }
 
+    /// Make these places stable. What went to a place that does not answer is left out, where a stripe can do
+    /// without: the rebuilder writes it elsewhere.
+    fn stabilise(&self, places: &BTreeSet<usize>, settled: &mut Settled) -> Result<()> {
+        let mut silent = BTreeMap::new();
+        for (place, synced) in self.tiers().sync(places) {
+            match synced {
+                Err(e) if e.kind() == Kind::TimedOut => drop(silent.insert(place, e)),
+                other => other?,
+            }
+        }
+        let Some(error) = silent.values().next() else { return Ok(()) };
+        let is_out = |spot: &Spot| !spot.ram && silent.contains_key(&spot.place);
+        let mut own = &settled.spots[..];
+        for &(id, can_lack, count) in &settled.stripes {
+            let (shards, rest) = own.split_at(count);
+            own = rest;
+            match shards.iter().filter(|spot| is_out(spot)).count() {
+                0 => {}
+                lacking if lacking <= can_lack => settled.defective.push(id),
+                _ => return Err(error.clone()),
+            }
+        }
+        let (records, spots) = (mem::take(&mut settled.records), mem::take(&mut settled.spots));
+        let (out, stay): (Vec<_>, Vec<_>) =
+            spots.into_iter().zip(records).partition(|(spot, _)| is_out(spot));
+        (settled.spots, settled.records) = stay.into_iter().unzip();
+        self.free(&out.into_iter().map(|(spot, _)| spot).collect::<Vec<_>>());
+        Ok(())
+    }
+
     pub(crate) fn sync_places(&self, places: &BTreeSet<usize>) -> Result<()> {
-        let results: Vec<Result<()>> = std::thread::scope(|scope| {
-            let syncs: Vec<_> =
-                places.iter().map(|&place| scope.spawn(move || self.tiers().sync(place))).collect();
-            let panicked = |_| Err(Error::new(Kind::Io, "sync: panicked"));
-            syncs.into_iter().map(|sync| sync.join().unwrap_or_else(panicked)).collect()
-        });
-        results.into_iter().collect()
+        self.tiers().sync(places).into_iter().try_for_each(|(_, synced)| synced)
     }
 
     /// No commit will name this stripe.
@@ -208,9 +238,12 @@ impl Stripes {
         for &id in &settled.in_ram {
             self.recency.insert(id);
         }
-        for &id in &settled.uneven {
+        for &id in &settled.defective {
             if let Err(e) = self.rejudge(id, |damaged| damaged) {
-                kos_types::log!("fabricd: stripe {:#x} is not evenly spread, and not counted: {e}", id.0);
+                kos_types::log!(
+                    "fabricd: stripe {:#x} is not whole or not evenly spread, and not counted: {e}",
+                    id.0
+                );
             }
         }
     }
@@ -352,8 +385,8 @@ impl Stripes {
                 bytes += len;
             }
             if bytes >= MOVE_BYTES {
-                self.sync_places(&std::mem::take(&mut places))?;
-                self.db.write(std::mem::take(&mut records))?;
+                self.sync_places(&mem::take(&mut places))?;
+                self.db.write(mem::take(&mut records))?;
                 bytes = 0;
             }
         }

@@ -1,10 +1,11 @@
 //! The tiers a node keeps shards in: disk, and named memory with a hard budget.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use kos_store::{Location, PlaceStatus, Store, Usage};
+use kos_store::{Location, Medium, PlaceStatus, Store, Usage};
 use kos_types::{Class, Error, Kind, Pin, Policy, Result};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
@@ -17,6 +18,8 @@ const RESERVE_BYTES: u64 = 64 << 20;
 const RAM_PLACES: usize = 6;
 /// Bit of an encoded place that means the memory tier; a store has at most 32 places.
 const RAM_BIT: u8 = 0x80;
+/// Places that one append waits for in vain before it is given up: when two hang, it is rather what they share.
+const SILENT_MAX: u32 = 2;
 /// What mount(8) shows as the source of the memory tier; `kos down --wipe` goes by it.
 const RAM_SOURCE: &str = "kosfs-ram";
 
@@ -167,13 +170,15 @@ impl Tiers {
         let of = |ram| live.iter().filter(move |s| s.ram == ram).map(|s| (s.place, s.location));
         let ram = match ram {
             Some(dir) => {
-                let store = Store::open(&dir.places(), of(true))?;
+                let store = Store::open(&dir.places(), of(true), Medium::Memory)?;
                 Some((dir, store))
             }
             None => None,
         };
         let kept = AtomicU64::new(0);
-        Ok(Self { disk: Store::open(disk, of(false))?, disk_places: disk.len(), ram, kept, counters })
+        let disk_places = disk.len();
+        let disk = Store::open(disk, of(false), Medium::Disk)?;
+        Ok(Self { disk, disk_places, ram, kept, counters })
     }
 
     /// Where copies of sealed files are.
@@ -283,9 +288,9 @@ impl Tiers {
         self.store(spot)?.free(spot.place, spot.location)
     }
 
-    /// Everything appended to a place of the disk tier is on stable storage.
-    pub(crate) fn sync(&self, place: usize) -> Result<()> {
-        self.disk.sync(place)
+    /// Everything appended to these places of the disk tier is on stable storage; an answer for each.
+    pub(crate) fn sync(&self, places: &BTreeSet<usize>) -> Vec<(usize, Result<()>)> {
+        self.disk.sync_all(places.iter().copied())
     }
 
     /// Space on disk, without what is kept for metadata.
@@ -317,9 +322,14 @@ impl Tiers {
         self.disk.places().into_iter().enumerate().map(usage).collect()
     }
 
+    /// How each directory of the disk tier is.
+    pub(crate) fn statuses(&self) -> Vec<PlaceStatus> {
+        self.disk.places()
+    }
+
     /// Why places take no more writes, of each that does not.
     pub(crate) fn failed(&self) -> Vec<Error> {
-        self.disk.places().into_iter().filter_map(|place| place.failed).collect()
+        self.statuses().into_iter().filter_map(|place| place.failed).collect()
     }
 
     /// Close the stores and give the memory back: its shards have moved.
@@ -336,10 +346,15 @@ impl Tiers {
 
 fn append(store: &Store, places: &[usize], parts: &[&[u8]]) -> Result<(usize, Location)> {
     let mut last = Error::new(Kind::NoSpace, "append: no place takes it");
+    let mut silent = 0;
     for &place in places {
         match store.append(place, parts) {
             Ok(location) => return Ok((place, location)),
             Err(e) => last = e,
+        }
+        silent += u32::from(last.kind() == Kind::TimedOut);
+        if silent >= SILENT_MAX {
+            break;
         }
     }
     Err(last)

@@ -61,13 +61,17 @@ impl View {
     }
 
     pub(crate) fn health_text(&self) -> String {
-        let (failed, redundancy) = (self.node.places_failed(), self.node.redundancy());
+        let (silent, redundancy) = (self.node.places_silent(), self.node.redundancy());
+        let failed = self.node.places_failed().saturating_sub(silent);
         let mut why = Vec::new();
         if self.node.log_failed() {
             why.push("the metadata's log could not be synced: no fsync succeeds before a restart".to_owned());
         }
         if failed > 0 {
             why.push(format!("{failed} state directories take no writes; see the log"));
+        }
+        if silent > 0 {
+            why.push(format!("{silent} state directories do not answer; see the log"));
         }
         if !redundancy.is_full() {
             why.push(format!("{redundancy}; they are rebuilt in the background"));
@@ -96,6 +100,7 @@ impl View {
         let redundancy = self.node.redundancy();
         for (name, value) in [
             ("kos_places_failed", self.node.places_failed() as u64),
+            ("kos_places_silent", self.node.places_silent() as u64),
             ("kos_stripes_under_replicated", redundancy.under_replicated),
             ("kos_stripes_under_spread", redundancy.under_spread),
             ("kos_stripes_lost", redundancy.lost),

@@ -37,7 +37,7 @@ impl Fds {
 
     /// The file of a segment, opened by `open` unless it is open already.
     pub(crate) fn get(&self, segment: u64, open: impl FnOnce() -> io::Result<File>) -> io::Result<Arc<File>> {
-        if let Some(file) = lock(&self.open).touch(segment) {
+        if let Some(file) = self.opened(segment) {
             return Ok(file);
         }
         let file = Arc::new(open()?);
@@ -54,6 +54,11 @@ impl Fds {
         let used = all.clock;
         all.files.insert(segment, Entry { used, file: Arc::clone(&file) });
         Ok(file)
+    }
+
+    /// The file of a segment if it is open.
+    pub(crate) fn opened(&self, segment: u64) -> Option<Arc<File>> {
+        lock(&self.open).touch(segment)
     }
 
     /// Close a segment that is being deleted.

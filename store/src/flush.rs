@@ -81,10 +81,19 @@ impl Flush {
         lock(&self.state).dirty.files.len() > UNSYNCED_SEGMENTS_MAX
     }
 
+    /// Everything that is written now: what [`Self::sync_to`] makes stable.
+    pub(crate) fn ticket(&self) -> u64 {
+        lock(&self.state).changes
+    }
+
     /// Return when everything that was written before the call is stable.
     pub(crate) fn sync(&self) -> Result<()> {
+        self.sync_to(self.ticket())
+    }
+
+    /// Return when everything that was written before that ticket was taken is stable.
+    pub(crate) fn sync_to(&self, ticket: u64) -> Result<()> {
         let mut state = lock(&self.state);
-        let ticket = state.changes;
         loop {
             if let Some(error) = &state.poison {
                 return Err(error.clone());

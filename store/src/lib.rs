@@ -2,17 +2,20 @@
 //!
 //! It owns bytes and their durability. It refuses to know what a shard is and which shard lies
 //! where: that index is its caller's, and is handed in at [`Store::open`]. Nothing is ever
-//! overwritten; a freed range becomes a hole, a segment without live bytes is deleted.
+//! overwritten; a freed range becomes a hole, a segment without live bytes is deleted. A disk that hangs
+//! holds up nobody for longer than `limits` says.
 #![cfg_attr(not(test), deny(clippy::print_stderr))]
 
 pub mod fault;
 mod fds;
 mod flush;
+mod lane;
 mod limits;
 mod location;
 mod log;
 mod place;
 mod segment;
+mod spare;
 mod store;
 #[cfg(test)]
 mod tests;
@@ -21,6 +24,7 @@ use std::sync::{Mutex, MutexGuard};
 
 pub use location::Location;
 pub use log::SegmentUsage;
+pub use place::Medium;
 pub use store::{PlaceStatus, Store, Usage};
 
 /// The guard of a mutex under which nothing panics.

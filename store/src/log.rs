@@ -44,6 +44,10 @@ pub(crate) struct Log {
     flush: Flush,
     fds: Fds,
     state: Mutex<State>,
+    /// Held by whoever begins the next segment, which waits for the disk: the state is not locked for that.
+    rolling: Mutex<()>,
+    /// Holds the place's lock, for as long as anything may still be written here.
+    _lock: File,
 }
 
 #[derive(Debug)]
@@ -66,10 +70,10 @@ struct Segment {
 }
 
 impl Log {
-    /// Begin a new segment and delete those that nobody claims. `dir_file` is `dir`, open.
+    /// Begin a new segment and delete those that nobody claims. `dir_file` is `dir`, open, and `lock_file` its lock.
     pub(crate) fn open(
         dir: PathBuf,
-        dir_file: File,
+        (dir_file, lock_file): (File, File),
         found: &Found,
         segment_bytes: u64,
         fds_max: usize,
@@ -91,13 +95,15 @@ impl Log {
             flush: Flush::new(dir_file),
             fds: Fds::new(fds_max),
             state: Mutex::new(state),
+            rolling: Mutex::default(),
+            _lock: lock_file,
         };
-        let dead: Vec<u64> = {
+        // A disk that is full or read-only can still be read; each append tries again.
+        let mut dead: Vec<u64> = log.roll(0).ok().flatten().into_iter().collect();
+        {
             let mut state = lock(&log.state);
-            // A disk that is full or read-only can still be read; each append tries again.
-            let _ = log.roll(&mut state);
-            found.files.keys().filter_map(|&number| state.take_dead(number)).collect()
-        };
+            dead.extend(found.files.keys().filter_map(|&number| state.take_dead(number)));
+        }
         dead.into_iter().for_each(|number| log.delete(number));
         for (&number, ranges) in &found.live {
             if let Some(&end) = found.files.get(&number) {
@@ -156,9 +162,14 @@ impl Log {
         }
     }
 
-    /// Return when every append that has returned is stable.
-    pub(crate) fn sync(&self) -> Result<()> {
-        self.flush.sync()
+    /// All appends that have returned.
+    pub(crate) fn ticket(&self) -> u64 {
+        self.flush.ticket()
+    }
+
+    /// Return when every append that had returned when the ticket was taken is stable.
+    pub(crate) fn sync_to(&self, ticket: u64) -> Result<()> {
+        self.flush.sync_to(ticket)
     }
 
     /// The error of a sync that failed, if one has.
@@ -166,15 +177,33 @@ impl Log {
         self.flush.check()
     }
 
+    /// # Errors
+    /// `Invalid` unless `location` has bytes at `at..at + len`.
+    pub(crate) fn check_range(location: Location, at: u64, len: usize) -> Result<()> {
+        let end = at.checked_add(len as u64);
+        if location.is_possible() && end.is_some_and(|end| end <= location.len) {
+            return Ok(());
+        }
+        Err(Error::new(Kind::Invalid, format!("read of {len} bytes at {at} of {location:?}")))
+    }
+
+    /// Fill the head of `out` with what is in the page cache from byte `at` of `location` on, without waiting for the
+    /// disk; answers how many bytes.
+    pub(crate) fn read_cached(&self, location: Location, at: u64, out: &mut [u8]) -> usize {
+        let Some(file) = self.fds.opened(location.segment) else { return 0 };
+        let mut done = 0;
+        while done < out.len() {
+            match segment::read_cached(&file, &mut out[done..], location.offset + at + done as u64) {
+                Some(more) => done += more,
+                None => break,
+            }
+        }
+        done
+    }
+
     /// Fill `out` from byte `at` of `location` on.
     pub(crate) fn read(&self, location: Location, at: u64, out: &mut [u8]) -> Result<()> {
-        let end = at.checked_add(out.len() as u64);
-        if !location.is_possible() || end.is_none_or(|end| end > location.len) {
-            return Err(Error::new(
-                Kind::Invalid,
-                format!("read of {} bytes at {at} of {location:?}", out.len()),
-            ));
-        }
+        Self::check_range(location, at, out.len())?;
         let path = segment::path(&self.dir, location.segment);
         self.fds
             .get(location.segment, || File::open(&path))
@@ -228,31 +257,37 @@ impl Log {
 
     /// A range of the active segment for one append, after rolling over where it does not fit.
     fn reserve(&self, len: u64) -> Result<(Arc<File>, Location)> {
-        let mut state = lock(&self.state);
-        let mut dead = None;
-        if state.active.is_none() || state.newest_end() + len > self.segment_bytes {
-            let previous = state.next.checked_sub(1);
-            self.roll(&mut state)?;
-            dead = previous.and_then(|number| state.take_dead(number));
+        loop {
+            if let Some(reserved) = lock(&self.state).reserve(len, self.segment_bytes) {
+                return Ok(reserved);
+            }
+            let dead = self.roll(len)?;
+            dead.into_iter().for_each(|number| self.delete(number));
         }
-        let reserved = state.reserve(len);
-        drop(state);
-        dead.into_iter().for_each(|number| self.delete(number));
-        Ok(reserved)
     }
 
-    /// Begin the next segment.
-    fn roll(&self, state: &mut State) -> Result<()> {
-        let number = state.next;
+    /// Begin the next segment, unless `len` bytes have found room meanwhile. Answers the one before, when it has
+    /// nothing in it.
+    fn roll(&self, len: u64) -> Result<Option<u64>> {
+        let _one_at_a_time = lock(&self.rolling);
+        let number = {
+            let state = lock(&self.state);
+            if state.has_room(len, self.segment_bytes) {
+                return Ok(None);
+            }
+            state.next
+        };
+        let next =
+            number.checked_add(1).ok_or_else(|| Error::new(Kind::Io, "segment numbers are used up"))?;
         let file = fault::at(fault::SEGMENT)
             .and_then(|()| segment::create(&self.dir, number))
             .map_err(|e| Error::io(&format!("new segment in {}", self.dir.display()), &e))?;
         self.flush.created();
-        state.next =
-            number.checked_add(1).ok_or_else(|| Error::new(Kind::Io, "segment numbers are used up"))?;
+        let mut state = lock(&self.state);
+        state.next = next;
         state.active = Some(Arc::new(file));
         state.segments.insert(number, Segment::default());
-        Ok(())
+        Ok(number.checked_sub(1).and_then(|previous| state.take_dead(previous)))
     }
 
     /// An operation on `location` ends; `live` says whether the range is to be counted.
@@ -277,15 +312,20 @@ impl State {
         self.next.checked_sub(1).and_then(|newest| self.segments.get(&newest)).map_or(0, |s| s.end)
     }
 
-    /// The range at the end of the active segment.
-    fn reserve(&mut self, len: u64) -> (Arc<File>, Location) {
+    /// Whether so many bytes fit in the active segment.
+    fn has_room(&self, len: u64, segment_bytes: u64) -> bool {
+        self.active.is_some() && self.newest_end() + len <= segment_bytes
+    }
+
+    /// The range at the end of the active segment, if it has room.
+    fn reserve(&mut self, len: u64, segment_bytes: u64) -> Option<(Arc<File>, Location)> {
+        let file = self.active.as_ref().filter(|_| self.has_room(len, segment_bytes)).map(Arc::clone)?;
         let number = self.next - 1;
-        let file = Arc::clone(self.active.as_ref().expect("rolled over"));
         let segment = self.segments.get_mut(&number).expect("the active segment is listed");
         let location = Location { segment: number, offset: segment.end, len };
         segment.end += len;
         segment.pending += 1;
-        (file, location)
+        Some((file, location))
     }
 
     /// Take the range of a failed append for the next one, if none has come after it.

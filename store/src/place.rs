@@ -4,16 +4,27 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use kos_types::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
+use crate::lane::Lanes;
 use crate::log::{Found, Log};
 use crate::segment;
 
 /// The file that is locked while a store is open and says which place this is.
 const LOCK: &str = "lock";
+
+/// What the places of a store are on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Medium {
+    /// Disks, which may hang: each is asked in threads of its own, and only waited for so long.
+    Disk,
+    /// Memory, which answers.
+    Memory,
+}
 
 /// One directory of a store.
 #[derive(Debug)]
@@ -21,9 +32,9 @@ pub(crate) struct Place {
     /// As it was given.
     pub(crate) dir: PathBuf,
     /// The segments, or why the place cannot be used.
-    pub(crate) log: Result<Log>,
-    /// Holds the lock.
-    _lock: Option<File>,
+    pub(crate) log: Result<Arc<Log>>,
+    /// Where its disk is asked; memory is asked directly.
+    pub(crate) lanes: Option<Lanes>,
 }
 
 impl Place {
@@ -35,23 +46,36 @@ impl Place {
         dir: &Path,
         number: usize,
         live: BTreeMap<u64, Vec<(u64, u64)>>,
-        segment_bytes: u64,
-        fds_max: usize,
+        (medium, segment_bytes, fds_max): (Medium, u64, usize),
     ) -> Result<Self> {
         let opened = claim(dir, number, !live.is_empty()).and_then(|lock| {
             let step = |e| Error::io(&format!("list {}", dir.display()), &e);
             let found = Found { files: list(dir).map_err(step)?, live };
             let dir_file = File::open(dir).map_err(step)?;
-            Ok((lock, Log::open(dir.to_path_buf(), dir_file, &found, segment_bytes, fds_max)?))
+            Log::open(dir.to_path_buf(), (dir_file, lock), &found, segment_bytes, fds_max)
         });
-        match opened {
-            Ok((lock, log)) => Ok(Self { dir: dir.to_path_buf(), log: Ok(log), _lock: Some(lock) }),
-            Err(e) if matches!(e.kind(), Kind::Busy | Kind::Invalid) => Err(e),
-            Err(e) => {
-                let failed = Error::new(Kind::Io, format!("place {} failed: {e}", dir.display()));
-                Ok(Self { dir: dir.to_path_buf(), log: Err(failed), _lock: None })
-            }
-        }
+        let log = match opened {
+            Ok(log) => Ok(Arc::new(log)),
+            Err(e) if matches!(e.kind(), Kind::Busy | Kind::Invalid) => return Err(e),
+            Err(e) => Err(Error::new(Kind::Io, format!("place {} failed: {e}", dir.display()))),
+        };
+        let lanes = (medium == Medium::Disk).then(|| Lanes::new(number));
+        Ok(Self { dir: dir.to_path_buf(), log, lanes })
+    }
+
+    /// The segments, while the place is there and answers.
+    ///
+    /// # Errors
+    /// `Io` when it could not be opened; `TimedOut` while its disk does not answer.
+    pub(crate) fn asked(&self) -> Result<&Arc<Log>> {
+        self.lanes.as_ref().map_or(Ok(()), Lanes::check)?;
+        self.log.as_ref().map_err(Clone::clone)
+    }
+
+    /// Why it takes no appends.
+    pub(crate) fn failed(&self) -> Option<Error> {
+        let silent = |e: Error| Error::new(e.kind(), format!("{}: {e}", self.dir.display()));
+        self.asked().map_err(silent).and_then(|log| log.check()).err()
     }
 }
 

@@ -1,11 +1,11 @@
 //! One segment file: its name and the system calls on it.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, IoSlice, IoSliceMut};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FallocateFlags, fallocate};
-use rustix::io::{Errno, pwritev, retry_on_intr};
+use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev, retry_on_intr};
 
 use crate::limits::WRITE_PARTS_MAX;
 
@@ -43,6 +43,14 @@ pub(crate) fn write(file: &File, parts: &[&[u8]], mut at: u64) -> io::Result<()>
         IoSlice::advance_slices(&mut left, written);
     }
     Ok(())
+}
+
+/// Bytes from `at` on that are in the page cache, at least one; none when the disk would have to be waited for,
+/// and where the filesystem cannot tell.
+pub(crate) fn read_cached(file: &File, out: &mut [u8], at: u64) -> Option<usize> {
+    let mut out = [IoSliceMut::new(out)];
+    let read = retry_on_intr(|| preadv2(file, &mut out, at, ReadWriteFlags::NOWAIT));
+    read.ok().filter(|&bytes| bytes > 0)
 }
 
 /// Give the blocks of a range back; where the filesystem cannot, they stay.

@@ -3,19 +3,25 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
 
 use kos_types::{Error, Kind, Result};
 use rustix::fs::fstatvfs;
 
 use crate::Location;
-use crate::limits::{PLACES_MAX, READ_FDS_MAX, SEGMENT_BYTES};
+use crate::lane::Lanes;
+use crate::limits::{PLACES_MAX, READ_FDS_MAX, READ_LIMIT, SEGMENT_BYTES, SYNC_LIMIT, WRITE_LIMIT};
 use crate::log::{Log, SegmentUsage};
-use crate::place::Place;
+use crate::place::{Medium, Place};
+use crate::spare::Spare;
 
 /// Shards at rest. Every method may be called from many threads at once.
 #[derive(Debug)]
 pub struct Store {
     places: Vec<Place>,
+    /// For shards on their way to and from disks.
+    spare: Spare,
 }
 
 /// Space on the disks of all places that work, each disk counted once.
@@ -32,8 +38,12 @@ pub struct Usage {
 pub struct PlaceStatus {
     /// Its directory.
     pub dir: PathBuf,
-    /// Why it takes no appends: it could not be opened, or a sync has failed.
+    /// Why it takes no appends: it could not be opened, a sync has failed, or it is silent.
     pub failed: Option<Error>,
+    /// Since when it is silent: questions to its disk were given up and are not answered yet.
+    pub silent_since: Option<Instant>,
+    /// How often it has fallen silent.
+    pub silences: u64,
 }
 
 impl Store {
@@ -41,19 +51,26 @@ impl Store {
     /// everything the caller's index knows: what it does not name is deleted. A shard that it names
     /// and that is gone is found when it is read.
     ///
-    /// A place whose directory does not work is failed: it reads and appends nothing.
+    /// A place whose directory does not work is failed: it reads and appends nothing. One whose disk does not answer
+    /// in time is silent: whatever is asked of it is `TimedOut`, until it has answered all that it was
+    /// asked. Then it goes on as before: what is in it was not touched meanwhile.
     ///
     /// # Errors
     /// `Invalid` for 0 or more than 32 directories, for a live place that is none of them and for a
     /// directory that was another place before; `Busy` when another store has one of them.
-    pub fn open(dirs: &[PathBuf], live: impl IntoIterator<Item = (usize, Location)>) -> Result<Self> {
-        Self::open_sized(dirs, live, SEGMENT_BYTES)
+    pub fn open(
+        dirs: &[PathBuf],
+        live: impl IntoIterator<Item = (usize, Location)>,
+        medium: Medium,
+    ) -> Result<Self> {
+        Self::open_sized(dirs, live, medium, SEGMENT_BYTES)
     }
 
     /// [`Self::open`] with segments of another size.
     pub(crate) fn open_sized(
         dirs: &[PathBuf],
         live: impl IntoIterator<Item = (usize, Location)>,
+        medium: Medium,
         segment_bytes: u64,
     ) -> Result<Self> {
         if dirs.is_empty() || dirs.len() > PLACES_MAX {
@@ -70,47 +87,111 @@ impl Store {
         let fds_max = READ_FDS_MAX / dirs.len();
         let mut places = Vec::with_capacity(dirs.len());
         for (number, (dir, live)) in dirs.iter().zip(claims).enumerate() {
-            places.push(Place::open(dir, number, live, segment_bytes, fds_max)?);
+            places.push(Place::open(dir, number, live, (medium, segment_bytes, fds_max))?);
         }
-        Ok(Self { places })
+        Ok(Self { places, spare: Spare::default() })
     }
 
     /// Write `parts`, together whole blocks of 4 KiB, one after the other. Stable after
     /// [`Self::sync`].
     ///
     /// # Errors
-    /// `Invalid` for a length that is not; `NoSpace`; `Io` also from a place that has failed.
+    /// `Invalid` for a length that is not; `NoSpace`; `TimedOut` from a silent place; `Io` also from one that has
+    /// failed.
     pub fn append(&self, place: usize, parts: &[&[u8]]) -> Result<Location> {
-        self.log(place)?.append(parts)
+        let place = self.place(place)?;
+        let log = place.asked()?;
+        let Some(lanes) = &place.lanes else { return log.append(parts) };
+        let (log, mut bytes) = (Arc::clone(log), self.spare.take());
+        parts.iter().for_each(|part| bytes.extend_from_slice(part));
+        let asked = lanes.writes.ask(
+            move || (log.append(&[&bytes]), log, bytes),
+            // Nobody claims it any more.
+            |(appended, log, _)| drop(appended.map(|location| log.free(location))),
+        );
+        let (appended, log, bytes) = asked?.wait_for(WRITE_LIMIT)?;
+        drop(log);
+        self.spare.give(bytes);
+        appended
     }
 
     /// Return when everything appended to `place` so far is stable. Callers share one fdatasync.
     ///
     /// # Errors
-    /// `Io`, and then for every later append and sync there: what a failed fsync has lost, a
-    /// second one does not tell.
+    /// `TimedOut` from a silent place; `Io`, and then for every later append and sync there: what a failed fsync has
+    /// lost, a second one does not tell.
     pub fn sync(&self, place: usize) -> Result<()> {
-        self.log(place)?.sync()
+        self.sync_all([place]).pop().map_or(Ok(()), |(_, synced)| synced)
+    }
+
+    /// The same of several places at once; an answer for each.
+    pub fn sync_all(&self, places: impl IntoIterator<Item = usize>) -> Vec<(usize, Result<()>)> {
+        let until = Instant::now() + SYNC_LIMIT;
+        let ask = |number: usize| {
+            let place = self.place(number)?;
+            let log = place.asked()?;
+            // Those that come after this call need not be waited for.
+            let ticket = log.ticket();
+            let Some(lanes) = &place.lanes else { return log.sync_to(ticket).map(|()| None) };
+            let log = Arc::clone(log);
+            lanes.syncs.ask(move || (log.sync_to(ticket), log), drop).map(Some)
+        };
+        let asked: Vec<_> = places.into_iter().map(|place| (place, ask(place))).collect();
+        let wait = |asked: Result<Option<crate::lane::Asked<_>>>| match asked? {
+            Some(asked) => {
+                let (synced, log): (Result<()>, Arc<Log>) = asked.wait(until)?;
+                drop(log);
+                synced
+            }
+            None => Ok(()),
+        };
+        asked.into_iter().map(|(place, asked)| (place, wait(asked))).collect()
     }
 
     /// Fill `out` from byte `at` of a location on.
     ///
     /// # Errors
-    /// `Invalid` beyond the location's end; `NotFound` or `Io` when the bytes are lost.
+    /// `Invalid` beyond the location's end; `TimedOut` from a silent place; `NotFound` or `Io` when the bytes are
+    /// lost.
     pub fn read(&self, place: usize, location: Location, at: u64, out: &mut [u8]) -> Result<()> {
-        self.log(place)?.read(location, at, out)
+        let place = self.place(place)?;
+        let log = place.asked()?;
+        let Some(lanes) = &place.lanes else { return log.read(location, at, out) };
+        Log::check_range(location, at, out.len())?;
+        // What is in the page cache needs no other thread.
+        let done = if lanes.is_slow() { 0 } else { log.read_cached(location, at, out) };
+        let (rest, at) = (&mut out[done..], at + done as u64);
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let (log, mut bytes) = (Arc::clone(log), self.spare.take());
+        bytes.resize(rest.len(), 0);
+        let (read, log, bytes) = lanes
+            .reads
+            .ask(move || (log.read(location, at, &mut bytes), log, bytes), drop)?
+            .wait_for(READ_LIMIT)?;
+        drop(log);
+        if read.is_ok() {
+            rest.copy_from_slice(&bytes);
+        }
+        self.spare.give(bytes);
+        read
     }
 
     /// Give a location's blocks back. Nobody may read it any more: its bytes become zeros at once.
-    /// On a failed place nothing happens, and the next open that works deletes what is unclaimed.
+    /// On a place that failed or is silent nothing happens, and the next open that works deletes what is unclaimed.
     ///
     /// # Errors
-    /// `Invalid` for more bytes than are live; `Io`, and then it is still live.
+    /// `Invalid` for more bytes than are live; `TimedOut`, and then it is freed late; `Io`, and then it is still live.
     pub fn free(&self, place: usize, location: Location) -> Result<()> {
-        match &self.place(place)?.log {
-            Ok(log) => log.free(location),
-            Err(_) => Ok(()),
-        }
+        let place = self.place(place)?;
+        let Ok(log) = place.asked() else { return Ok(()) };
+        let Some(lanes) = &place.lanes else { return log.free(location) };
+        let log = Arc::clone(log);
+        let (freed, log) =
+            lanes.writes.ask(move || (log.free(location), log), drop)?.wait_for(WRITE_LIMIT)?;
+        drop(log);
+        freed
     }
 
     /// Whether a sync of `place` has failed.
@@ -122,25 +203,26 @@ impl Store {
     /// Whether `place` takes appends.
     #[must_use]
     pub fn works(&self, place: usize) -> bool {
-        self.log(place).is_ok_and(|log| log.check().is_ok())
+        self.place(place).is_ok_and(|place| place.failed().is_none())
     }
 
-    /// Whether the file of a live location is there and long enough; what its bytes are, only
+    /// Whether the file of a live location is there and long enough, on a place that answers; what its bytes are, only
     /// reading them tells.
     #[must_use]
     pub fn holds(&self, place: usize, location: Location) -> bool {
-        self.log(place).is_ok_and(|log| log.holds(location))
+        self.place(place).and_then(Place::asked).is_ok_and(|log| log.holds(location))
     }
 
     /// How each place is, in their order.
     #[must_use]
     pub fn places(&self) -> Vec<PlaceStatus> {
-        let failed =
-            |place: &Place| place.log.as_ref().map_or_else(|e| Some(e.clone()), |log| log.check().err());
-        self.places
-            .iter()
-            .map(|place| PlaceStatus { dir: place.dir.clone(), failed: failed(place) })
-            .collect()
+        let status = |place: &Place| PlaceStatus {
+            dir: place.dir.clone(),
+            failed: place.failed(),
+            silent_since: place.lanes.as_ref().and_then(Lanes::silent_since),
+            silences: place.lanes.as_ref().map_or(0, Lanes::silences),
+        };
+        self.places.iter().map(status).collect()
     }
 
     /// The segments of a place, oldest first.
@@ -151,17 +233,21 @@ impl Store {
         Ok(self.log(place)?.segments())
     }
 
-    /// Space on all disks. A poisoned place's disk has none free unless another place is on it.
+    /// Space on all disks. The disk of a poisoned or silent place has none free unless another place is on it; where all
+    /// are silent theirs count, as nothing is full. Not asked in a thread: disk filesystems answer this from memory.
     ///
     /// # Errors
     /// `Io` when no place can be asked.
     pub fn usage(&self) -> Result<Usage> {
         let mut disks = BTreeMap::<u64, Usage>::new();
-        for log in self.places.iter().filter_map(|place| place.log.as_ref().ok()) {
+        let is_silent = |place: &Place| place.asked().err().is_some_and(|e| e.kind() == Kind::TimedOut);
+        let all_silent = self.places.iter().all(is_silent);
+        for place in &self.places {
+            let Ok(log) = &place.log else { continue };
             let (Ok(meta), Ok(vfs)) = (log.dir_file().metadata(), fstatvfs(log.dir_file())) else { continue };
             let disk = disks.entry(meta.dev()).or_default();
             disk.bytes_total = vfs.f_blocks.saturating_mul(vfs.f_frsize);
-            if log.check().is_ok() {
+            if all_silent || place.failed().is_none() {
                 disk.bytes_free = vfs.f_bavail.saturating_mul(vfs.f_frsize);
             }
         }
@@ -176,7 +262,7 @@ impl Store {
 
     /// The segments of a place that works.
     pub(crate) fn log(&self, place: usize) -> Result<&Log> {
-        self.place(place)?.log.as_ref().map_err(Clone::clone)
+        self.place(place)?.log.as_ref().map(|log| &**log).map_err(Clone::clone)
     }
 
     fn place(&self, place: usize) -> Result<&Place> {

@@ -1,6 +1,6 @@
 //! How long a request may wait, and a lock that is waited for no longer.
 //!
-//! Every call of the fabric ends within its own deadline, and a file's state and the tables of a
+//! Every call of the fabric ends within its own deadline, also on a disk that hangs (docs/adr/0082), and a file's state and the tables of a
 //! mount are locked for at most three of them. What makes many calls looks at a [`Deadline`]
 //! between them, and whoever waits for it waits with one.
 

@@ -42,7 +42,7 @@ impl Drop for Tmpfs {
 fn a_full_disk_takes_no_more_and_loses_nothing() {
     let Some(disk) = Tmpfs::new("256k") else { return };
     let dirs = [disk.0.path().to_path_buf()];
-    let store = Store::open_sized(&dirs, [], 1 << 20).expect("opens");
+    let store = Store::open_sized(&dirs, [], Medium::Disk, 1 << 20).expect("opens");
     let mut live = Vec::new();
     let full = loop {
         match store.append(0, &[&bytes(live.len() as u64, 4)]) {
@@ -75,11 +75,11 @@ fn a_full_disk_takes_no_more_and_loses_nothing() {
 fn a_read_only_disk_is_still_read() {
     let Some(disk) = Tmpfs::new("256k") else { return };
     let dirs = [disk.0.path().join("place")];
-    let store = Store::open_sized(&dirs, [], SMALL).expect("opens");
+    let store = Store::open_sized(&dirs, [], Medium::Disk, SMALL).expect("opens");
     let location = put(&store, 0, 1, 1);
     drop(store);
     disk.set_read_only();
-    let store = Store::open_sized(&dirs, [(0, location)], SMALL).expect("opens");
+    let store = Store::open_sized(&dirs, [(0, location)], Medium::Disk, SMALL).expect("opens");
     holds(&store, 0, location, 1);
     assert_eq!(kind(store.append(0, &[&[0; BLOCK]])), Some(Kind::Io));
 }
@@ -131,13 +131,13 @@ fn a_disk_that_is_not_mounted_is_not_written_below() {
 fn one_store_at_a_time() {
     let dirs = Dirs::new(2);
     let store = dirs.open(&[]);
-    let second = Store::open(&dirs.dirs[1..], []).expect_err("in use");
+    let second = Store::open(&dirs.dirs[1..], [], Medium::Disk).expect_err("in use");
     assert_eq!(second.kind(), Kind::Busy);
     assert!(second.to_string().contains("kos down"), "{second}");
     drop(store);
-    assert!(Store::open(&dirs.dirs, []).is_ok());
+    assert!(Store::open(&dirs.dirs, [], Medium::Disk).is_ok());
     let twice = [dirs.dirs[0].clone(), dirs.dirs[0].clone()];
-    assert_eq!(kind(Store::open(&twice, [])), Some(Kind::Busy));
+    assert_eq!(kind(Store::open(&twice, [], Medium::Disk)), Some(Kind::Busy));
 }
 
 #[test]
@@ -147,8 +147,8 @@ fn directories_in_another_order_are_refused_before_anything_is_deleted() {
     let live = [(0, put(&store, 0, 1, 1)), (1, put(&store, 1, 2, 1))];
     drop(store);
     let swapped = [dirs.dirs[1].clone(), dirs.dirs[0].clone()];
-    assert_eq!(kind(Store::open(&swapped, live)), Some(Kind::Invalid));
-    assert_eq!(kind(Store::open(&swapped[1..], live)), Some(Kind::Invalid), "one was left out");
+    assert_eq!(kind(Store::open(&swapped, live, Medium::Disk)), Some(Kind::Invalid));
+    assert_eq!(kind(Store::open(&swapped[1..], live, Medium::Disk)), Some(Kind::Invalid), "one was left out");
     let store = dirs.open(&live);
     (1..).zip(live).for_each(|(seed, (place, location))| holds(&store, place, location, seed));
 }
@@ -156,7 +156,7 @@ fn directories_in_another_order_are_refused_before_anything_is_deleted() {
 #[test]
 fn the_number_of_places_is_bounded() {
     for n in [0, 33] {
-        assert_eq!(kind(Store::open(&Dirs::new(n).dirs, [])), Some(Kind::Invalid));
+        assert_eq!(kind(Store::open(&Dirs::new(n).dirs, [], Medium::Disk)), Some(Kind::Invalid));
     }
     let dirs = Dirs::new(32);
     assert_eq!(dirs.open(&[]).places().len(), 32);

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use crate::{Location, Store, segment};
+use crate::{Location, Medium, Store, segment};
 
 const BLOCK: usize = 4096;
 /// So that a few shards fill a segment.
@@ -30,7 +30,7 @@ impl Dirs {
     }
 
     fn open(&self, live: &[(usize, Location)]) -> Store {
-        Store::open_sized(&self.dirs, live.iter().copied(), SMALL).expect("opens")
+        Store::open_sized(&self.dirs, live.iter().copied(), Medium::Disk, SMALL).expect("opens")
     }
 
     fn dir(&self, place: usize) -> &Path {

@@ -21,7 +21,6 @@ struct State {
 pub(crate) enum What {
     #[default]
     Nothing,
-    Everything,
     /// These inodes.
     These(BTreeSet<u64>),
     /// fsync of these; the page cache takes what is written.
@@ -32,7 +31,6 @@ impl What {
     fn holds(&self, ino: u64, is_sync: bool) -> bool {
         match self {
             Self::Nothing => false,
-            Self::Everything => true,
             Self::These(inodes) => inodes.contains(&ino),
             Self::SyncsOf(inodes) => is_sync && inodes.contains(&ino),
         }
@@ -79,7 +77,7 @@ impl Hanging {
         self.state().requests.len()
     }
 
-    fn let_go(&self) {
+    pub(crate) fn let_go(&self) {
         let requests = {
             let mut state = self.state();
             state.what = What::Nothing;
@@ -89,7 +87,7 @@ impl Hanging {
     }
 }
 
-/// A disk, or directories of it, answers nothing until this is dropped; the first of several lets all go.
+/// Directories of a disk answer nothing until this is dropped; the first of several lets all go.
 #[derive(Debug)]
 #[must_use]
 pub struct Hang(pub(crate) Arc<Hanging>);

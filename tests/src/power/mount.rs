@@ -26,6 +26,8 @@ use crate::{Rng, is_mounted};
 /// Only this mount changes the disk.
 const TTL: Duration = Duration::from_secs(3600);
 const THREADS: usize = 4;
+/// More than any test needs.
+const HANG_MAX: Duration = Duration::from_mins(10);
 const WRITE_BYTES_MAX: u32 = 1 << 20;
 
 /// A mounted disk that can lose its power; unmounted when dropped.
@@ -78,11 +80,6 @@ impl PowerFs {
         }
     }
 
-    /// Let everything hang that needs the disk.
-    pub fn hang(&self) -> Hang {
-        self.hang_what(What::Everything)
-    }
-
     /// Let what needs the disk hang of a directory, which is given as a path below the mount.
     ///
     /// # Panics
@@ -112,6 +109,12 @@ impl PowerFs {
 
     fn hang_what(&self, what: What) -> Hang {
         self.shared.hanging.hang(what);
+        let hanging = Arc::downgrade(&self.shared.hanging);
+        // A test that hangs itself must not leave processes behind that nothing ends.
+        std::thread::spawn(move || {
+            std::thread::sleep(HANG_MAX);
+            hanging.upgrade().inspect(|hanging| hanging.let_go());
+        });
         Hang(Arc::clone(&self.shared.hanging))
     }
 
