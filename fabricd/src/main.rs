@@ -54,9 +54,9 @@ struct Args {
     /// Bytes of the RAM tier.
     #[arg(long, default_value_t = 0)]
     tier_ram: u64,
-    /// Let fcntl locks of this mount and of other mounts exclude each other; each then costs a request.
-    #[arg(long, env = "KOS_SHARE_LOCKS", value_parser = clap::builder::FalseyValueParser::new())]
-    share_locks: bool,
+    /// Leave fcntl locks of this mount to the kernel: faster, and other mounts do not see them.
+    #[arg(long, env = "KOS_PRIVATE_LOCKS", value_parser = clap::builder::FalseyValueParser::new())]
+    private_locks: bool,
 }
 
 /// STATE/run.json, while the mount answers.
@@ -126,7 +126,7 @@ fn run(args: &Args) -> Result<()> {
         threads,
         flags: MountFlags::empty(),
         keep_names: false,
-        share_locks: args.share_locks,
+        share_locks: !args.private_locks,
         first: true,
     };
     let hub = Hub::new(Arc::clone(&node))?;

@@ -373,7 +373,7 @@ run build 300 build
 
 # Two mounts of one node, whose locks exclude each other.
 kos down --state "$tmp/state"
-KOS_SHARE_LOCKS=1 up
+up
 "$target/release/mount-kosfs" "$tmp/state/kos.sock" "$other" -o rw
 if [ -n "$long" ]; then
     run fsx-two-mounts 7200 exercise_two fsx 50000 1 2 3

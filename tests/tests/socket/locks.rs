@@ -31,14 +31,6 @@ fn ofd(
     if done == 0 { Ok(lock) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A daemon whose own mount shares its locks.
-fn sharing(ram_bytes: u64) -> Daemon {
-    let mut daemon = Daemon::unstarted(ram_bytes);
-    daemon.env.push(("KOS_SHARE_LOCKS".into(), "1".into()));
-    daemon.spawn();
-    daemon
-}
-
 fn open(dir: &Path, name: &str) -> File {
     OpenOptions::new().read(true).write(true).create(true).truncate(false).open(dir.join(name)).expect("open")
 }
@@ -58,7 +50,7 @@ fn wait_until_locked(file: &File, span: (i64, i64)) -> io::Result<()> {
 
 #[test]
 fn two_mounts_exclude_each_other() {
-    let mut daemon = sharing(0);
+    let mut daemon = Daemon::with_ram(0);
     let before = open(&daemon.mem(), "file");
     // Taken before there is a second mount.
     take(&before, libc::F_WRLCK, (0, 10)).expect("lock");
@@ -88,7 +80,7 @@ fn two_mounts_exclude_each_other() {
 #[test]
 fn a_lock_brings_what_was_released_with_it() {
     const ROUNDS: u64 = 100;
-    let mut daemon = sharing(256 << 20);
+    let mut daemon = Daemon::with_ram(256 << 20);
     in_memory(&daemon);
     set_policy(&daemon, "consistency", "release");
     fs::write(daemon.mem().join("count"), [0; 8192]).expect("write");
@@ -117,7 +109,7 @@ fn a_lock_brings_what_was_released_with_it() {
 
 #[test]
 fn one_that_waits_is_woken_and_killed_holders_hold_nothing() {
-    let mut daemon = sharing(0);
+    let mut daemon = Daemon::with_ram(0);
     let second = Second::mount(&daemon);
     let (here, there) = (open(&daemon.mem(), "file"), open(&second.mem(), "file"));
     for (holder, waiter) in [(&here, &there), (&there, &here)] {
@@ -163,7 +155,7 @@ fn kill(pid: u32) {
 
 #[test]
 fn a_ring_over_two_mounts_is_a_deadlock() {
-    let mut daemon = sharing(0);
+    let mut daemon = Daemon::with_ram(0);
     let second = Second::mount(&daemon);
     let files = |dir: &Path| [open(dir, "a"), open(dir, "b")];
     let ([a_here, b_here], [a_there, b_there]) = (files(&daemon.mem()), files(&second.mem()));
@@ -191,7 +183,7 @@ extern "C" fn nothing(_signal: libc::c_int) {}
 #[test]
 #[expect(unsafe_code, reason = "signals")]
 fn a_signal_ends_the_wait() {
-    let mut daemon = sharing(0);
+    let mut daemon = Daemon::with_ram(0);
     let (held, waiter) = (open(&daemon.mem(), "file"), open(&daemon.mem(), "file"));
     take(&held, libc::F_WRLCK, (0, 0)).expect("lock");
     // SAFETY: the handler does nothing, and zeros are a valid sigaction.
@@ -224,7 +216,7 @@ fn a_signal_ends_the_wait() {
 
 #[test]
 fn locks_outlive_the_daemon() {
-    let mut daemon = sharing(0);
+    let mut daemon = Daemon::with_ram(0);
     let second = Second::mount(&daemon);
     let there = open(&second.mem(), "file");
     take(&there, libc::F_WRLCK, (5, 5)).expect("lock");
@@ -243,7 +235,7 @@ fn locks_outlive_the_daemon() {
 #[test]
 fn sqlite_from_both_mounts_keeps_its_integrity() {
     const EACH: usize = 60;
-    let mut daemon = sharing(256 << 20);
+    let mut daemon = Daemon::with_ram(256 << 20);
     in_memory(&daemon);
     let second = Second::mount(&daemon);
     // In rollback-journal mode, as by default; whoever adds looks first.
