@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use kos_tests::{Daemon, Rng, repository, wait_for};
 use memmap2::MmapOptions;
+use rustix::fs::XattrFlags;
 
 fn run(program: &str, args: &[&Path]) -> String {
     let out = Command::new(program).args(args).output().expect(program);
@@ -317,6 +318,56 @@ fn a_listing_holds_every_entry_once() {
         let count = list.len();
         list.dedup();
         assert_eq!((list.len(), count), (3000, 3000));
+    }
+    daemon.stop();
+}
+
+#[test]
+fn a_clone_takes_no_space_and_no_inode_number_comes_again() {
+    const LEN: usize = 20 << 20;
+    // In memory: that is nobody else's.
+    let mut daemon = Daemon::with_ram(256 << 20);
+    let mem = daemon.mem();
+    rustix::fs::setxattr(&mem, "user.kos.durability", b"memory", XattrFlags::empty()).expect("policy");
+    let used = || -> u64 {
+        let usage = fs::read_to_string(daemon.mount().join("sys/usage")).expect("usage");
+        let line = usage.lines().find_map(|line| line.strip_prefix("ram_bytes_used "));
+        line.expect("ram_bytes_used").parse().expect("a number")
+    };
+    let data = Rng::new(21).bytes(LEN);
+    let [path, copy] = ["one", "copy"].map(|name| daemon.mem().join(name));
+    fs::write(&path, &data).expect("write");
+    File::open(&path).and_then(|file| file.sync_all()).expect("fsync");
+    let before = used();
+    let [from, to] = [File::open(&path).expect("open"), File::create(&copy).expect("create")];
+    let (mut at, mut put) = (0, 0);
+    let copied = rustix::fs::copy_file_range(&from, Some(&mut at), &to, Some(&mut put), LEN).expect("copy");
+    to.sync_all().expect("fsync");
+    assert_eq!(copied, LEN);
+    assert!(used() < before + LEN as u64 / 2, "{before} bytes before and {} after", used());
+    assert!(fs::read(&copy).expect("read") == data);
+    // Read, also by others: nothing is changed by that.
+    let times =
+        |path: &Path| fs::metadata(path).map(|found| (found.atime(), found.atime_nsec())).expect("stat");
+    let read = times(&copy);
+    thread::sleep(Duration::from_millis(20));
+    assert!(fs::read(&copy).expect("read") == data);
+    assert_eq!(times(&copy), read, "the access time");
+    drop((from, to));
+    let mut last = fs::metadata(&copy).expect("stat").ino();
+    for round in 0..20 {
+        let name = daemon.mem().join("gone");
+        let file = File::create(&name).expect("create");
+        let number = file.metadata().expect("stat").ino();
+        assert!(number > last, "round {round}: {number} after {last}");
+        last = number;
+        file.sync_all().expect("fsync");
+        drop(file);
+        fs::remove_file(&name).expect("unlink");
+        if round % 10 == 5 {
+            daemon.kill();
+            daemon.spawn();
+        }
     }
     daemon.stop();
 }

@@ -2,11 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write as _;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::Path;
 
 use kos_tests::{Daemon, Rng};
-use rustix::fs::XattrFlags;
+use rustix::fs::{FallocateFlags, XattrFlags, fallocate};
 
 const MIB: usize = 1 << 20;
 
@@ -115,4 +115,23 @@ fn a_users_quota_holds_everywhere() {
     file.write_all(b"x").expect("root has no quota");
     file.sync_all().expect("fsync");
     assert_eq!(errno(std::os::unix::fs::chown(&path, Some(1234), None)), libc::EDQUOT);
+}
+
+#[test]
+fn fallocate_refuses_more_than_is_free_and_reserves_nothing() {
+    let mut daemon = Daemon::on_disk(500 * MIB as u64);
+    let file = File::create(daemon.mem().join("file")).expect("create");
+    let allocate = |len: usize| fallocate(&file, FallocateFlags::empty(), 0, len as u64);
+    let refused = allocate(1000 * MIB).expect_err("more than there is");
+    assert_eq!(refused.raw_os_error(), libc::ENOSPC);
+    assert_eq!(file.metadata().expect("stat").len(), 0);
+    let free = || rustix::fs::statvfs(daemon.mem().as_path()).expect("statfs").f_bavail;
+    let before = free();
+    allocate(50 * MIB).expect("it fits");
+    let found = file.metadata().expect("stat");
+    assert_eq!((found.len(), found.blocks()), (50 * MIB as u64, 0));
+    // Blocks of 4 KiB; the metadata's own log may have taken some.
+    assert!(before - free() < 1000, "{before} blocks free, then {}", free());
+    drop(file);
+    daemon.stop();
 }

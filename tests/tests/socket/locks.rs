@@ -11,6 +11,7 @@ use std::thread;
 use std::time::Duration;
 
 use kos_tests::{Daemon, wait_for};
+use rustix::fs::FlockOperation;
 
 use crate::second::*;
 
@@ -273,6 +274,23 @@ fn sqlite_from_both_mounts_keeps_its_integrity() {
         let counts = format!("{0}|{0}\n", 4 * EACH);
         assert_eq!(sql(&dir, "select count(*), max(n) from t"), (Some(0), counts));
     }
+    second.umount(false);
+    daemon.stop();
+}
+
+#[test]
+fn flock_is_each_mounts_own() {
+    let mut daemon = Daemon::start();
+    let second = Second::mount(&daemon);
+    let [first, same] = [0, 1].map(|_| open(&daemon.mem(), "file"));
+    let other = open(&second.mem(), "file");
+    let take = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
+    take(&first).expect("flock");
+    take(&same).expect_err("held in this mount");
+    take(&other).expect("the other mount knows nothing of it");
+    drop(first);
+    take(&same).expect("free again");
+    drop((same, other));
     second.umount(false);
     daemon.stop();
 }
