@@ -1,7 +1,7 @@
 //! The background work of a node: dead stripes are freed, stripes nobody commits are dropped.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use kos_core::read;
@@ -37,7 +37,7 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
 /// Old versions that no snapshot holds go, after one was dropped and after a start.
 pub(crate) fn prune(inner: &Inner) -> Result<()> {
     // Whoever asks meanwhile waits for the end.
-    let _one_at_a_time = inner.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = inner.collecting.take(|| inner.db.check())?;
     if !inner.prune.swap(false, Ordering::Relaxed) {
         return Ok(());
     }
@@ -57,7 +57,7 @@ pub(crate) fn prune(inner: &Inner) -> Result<()> {
 
 /// Free what died before that second.
 pub(crate) fn collect(inner: &Inner, before: u64) -> Result<()> {
-    let _one_at_a_time = inner.collecting.lock().unwrap_or_else(PoisonError::into_inner);
+    let _one_at_a_time = inner.collecting.take(|| inner.db.check())?;
     loop {
         let dead = read::garbage(&*inner.db, before, STRIPES_MAX)?;
         if dead.is_empty() {

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use kos_store::lane::Lanes;
 use kos_types::{Error, Result};
 
 /// Bytes kept; beyond it the older half goes.
@@ -17,11 +18,14 @@ const LINE_BYTES_MAX: usize = 1024;
 /// Lines of one kind in one [`PERIOD`]; a dying disk must not push out everything else.
 const BURST: u32 = 20;
 const PERIOD: Duration = Duration::from_mins(1);
+/// What is waited for the file, whose disk may hang.
+const LIMIT: Duration = Duration::from_secs(5);
 
 /// The log of events.
 #[derive(Debug)]
 pub struct Events {
     path: PathBuf,
+    disk: Lanes,
     state: Mutex<State>,
 }
 
@@ -29,7 +33,8 @@ pub struct Events {
 struct State {
     /// Everything that is kept; the file is a copy, which a full disk may cut short.
     text: String,
-    file: File,
+    /// The file lacks lines.
+    is_behind: bool,
     bursts: HashMap<&'static str, Burst>,
 }
 
@@ -61,8 +66,8 @@ impl Events {
             text.push('\n');
             file.write_all(b"\n").map_err(step)?;
         }
-        let state = State { text, file, bursts: HashMap::new() };
-        Ok(Self { path: path.to_path_buf(), state: Mutex::new(state) })
+        let state = State { text, is_behind: false, bursts: HashMap::new() };
+        Ok(Self { path: path.to_path_buf(), disk: Lanes::new("events"), state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -81,23 +86,32 @@ impl Events {
         }
         line.push('\n');
         state.text.push_str(&line);
-        let kept = if state.text.len() > BYTES_MAX {
+        let is_long = state.text.len() > BYTES_MAX;
+        if is_long {
             state.drop_older_half();
-            self.rewrite(&mut state)
-        } else {
-            state.file.write_all(line.as_bytes())
-        };
+        }
+        let whole = (is_long || state.is_behind).then(|| state.text.clone());
+        let kept = self.keep(line, whole);
+        state.is_behind = kept.is_err();
         if let Err(e) = kept {
             kos_types::log!("fabricd: {}: {e}; the event is kept in memory only", self.path.display());
         }
     }
 
-    fn rewrite(&self, state: &mut State) -> io::Result<()> {
-        let new = self.path.with_extension("new");
-        fs::write(&new, &state.text)?;
-        fs::rename(&new, &self.path)?;
-        state.file = append_to(&self.path)?;
-        Ok(())
+    /// Add a line to the file, or write all of it anew.
+    fn keep(&self, line: String, whole: Option<String>) -> Result<()> {
+        self.disk.check()?;
+        let path = self.path.clone();
+        let write = move || match whole {
+            Some(text) => {
+                let new = path.with_extension("new");
+                fs::write(&new, text)?;
+                fs::rename(&new, &path)
+            }
+            None => append_to(&path)?.write_all(line.as_bytes()),
+        };
+        let written = self.disk.writes.ask(write, drop)?.wait_for(LIMIT)?;
+        written.map_err(|e| Error::io("events", &e))
     }
 
     /// All lines, the oldest first: time, kind, text.

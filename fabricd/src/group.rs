@@ -1,6 +1,6 @@
 //! One flush for many waiters.
 
-use std::sync::{Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use kos_types::{Error, Kind, Result};
 
@@ -9,6 +9,8 @@ struct State {
     /// Flushes begun and ended; they are numbered from 1.
     begun: u64,
     ended: u64,
+    /// Somebody flushes, or finds out whether one may begin.
+    busy: bool,
     /// Nothing is known of stable storage after a failure: never try again.
     failed: bool,
 }
@@ -23,7 +25,7 @@ pub(crate) struct Group {
 impl Group {
     /// Whether a flush has failed.
     pub(crate) fn has_failed(&self) -> bool {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).failed
+        self.state().failed
     }
 
     /// Wait for a flush that begins after this call. None begins while `ready` answers with an error, which is no
@@ -33,7 +35,7 @@ impl Group {
         ready: impl Fn() -> Result<T>,
         flush: impl Fn(T) -> Result<()>,
     ) -> Result<()> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state();
         let wanted = state.begun + 1;
         loop {
             if state.failed {
@@ -42,20 +44,37 @@ impl Group {
             if state.ended >= wanted {
                 return Ok(());
             }
-            if state.begun > state.ended {
+            if state.busy {
                 state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
-            let begin = ready()?;
-            state.begun += 1;
+            state.busy = true;
             drop(state);
-            let result = flush(begin);
-            state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            state.ended = state.begun;
-            state.failed |= result.is_err();
+            // Both may wait for a disk.
+            let ready = ready();
+            let begun = ready.is_ok();
+            if begun {
+                self.state().begun += 1;
+            }
+            let result = ready.and_then(&flush);
+            state = self.state();
+            state.busy = false;
+            match &result {
+                Err(_) if !begun => {}
+                // It has neither ended nor failed, and counts for nobody.
+                Err(e) if e.kind() == Kind::TimedOut => state.begun = state.ended,
+                other => {
+                    state.ended = state.begun;
+                    state.failed |= other.is_err();
+                }
+            }
             self.changed.notify_all();
             result?;
         }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -88,6 +107,25 @@ mod tests {
             }
         });
         assert!(flushes.into_inner() <= 1600);
+    }
+
+    #[test]
+    fn a_flush_that_was_given_up_counts_for_nobody() {
+        let (group, flushes) = (Group::default(), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let flush = |()| {
+                        flushes.fetch_add(1, Ordering::SeqCst);
+                        Err(Error::new(Kind::TimedOut, "disk"))
+                    };
+                    assert!(group.run(|| Ok(()), flush).is_err());
+                });
+            }
+        });
+        assert_eq!(flushes.into_inner(), 8, "each tries by itself");
+        assert!(!group.has_failed());
+        group.run(|| Ok(()), |()| Ok(())).expect("the disk answers");
     }
 
     #[test]

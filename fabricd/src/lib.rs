@@ -32,6 +32,7 @@ mod standing;
 mod status;
 mod stripes;
 mod tiers;
+mod turn;
 mod worker;
 
 pub use events::Events;

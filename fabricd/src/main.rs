@@ -23,6 +23,7 @@ use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
 use heap::Heap;
 use kos_fuse::{MountFlags, MountOptions, Mounted};
 use kos_rpc::Server;
+use kos_store::lane::Lanes;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
@@ -31,6 +32,8 @@ use view::View;
 
 /// Time between two status files.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
+/// What is waited for a status file, while signals wait for it.
+const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// Told to `kos`: the daemon that has this state.
 const RUN: &str = "run.json";
 /// Open files: RocksDB's tables and the segments read, of disk and memory, have bounds that leave
@@ -86,13 +89,10 @@ pub(crate) fn main() -> ExitCode {
     if let Err(e) = rustix::process::setsid() {
         kos_types::log!("fabricd: stays in the session of its starter: {e}");
     }
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => {
-            kos_types::log!("fabricd: {e}");
-            ExitCode::FAILURE
-        }
-    }
+    kos_types::log_in_thread();
+    let ended = run(&args).inspect_err(|e| kos_types::log!("fabricd: {e}"));
+    kos_types::log_written();
+    if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// What the jobs' runner starts: this program as the process that forks.
@@ -240,6 +240,7 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
     events.add("mount", &format!("{} is mounted", mount.display()));
     let mut health = "ok\n".to_owned();
     let mut heap = Heap::default();
+    let disk = Lanes::new("status");
     loop {
         let now = view.health_text();
         if now != health {
@@ -256,8 +257,14 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
                 if let Err(e) = view.hub.expire(Instant::now()) {
                     kos_types::log!("fabricd: ending sessions: {e}; tried again");
                 }
-                if let Err(e) = publish(&state.join("status.json"), &view.status()) {
-                    kos_types::log!("fabricd: {e}");
+                // One that gets old says to `kos status` that something hangs.
+                let (path, status) = (state.join("status.json"), view.status());
+                let ask =
+                    || disk.writes.ask(move || publish(&path, &status), drop)?.wait_for(STATUS_LIMIT)?;
+                if disk.check().is_ok()
+                    && let Err(e) = ask()
+                {
+                    kos_types::log!("fabricd: status.json: {e}");
                 }
             }
             Err(RecvTimeoutError::Disconnected) => return Ok(End::Signal),

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::fs::File;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use kos_core::quota::{self, Usage};
@@ -18,7 +18,7 @@ use kos_types::{
 
 use crate::bell::Bell;
 use crate::copies::Copies;
-use crate::db::{self, Db};
+use crate::db::{self, By, Db};
 use crate::events::Events;
 use crate::group::Group;
 use crate::policies::Policies;
@@ -27,6 +27,7 @@ use crate::standing::Redundancy;
 use crate::status::Counters;
 use crate::stripes::{Ids, IndexChanges, Settled, Stripes};
 use crate::tiers::{PlaceUsage, RamDir, Tiers};
+use crate::turn::Turn;
 use crate::worker::Worker;
 use crate::{collector, compact, copier, rebuild, room, scrub, shards, silence, spill};
 
@@ -73,13 +74,13 @@ pub(crate) struct Inner {
     pub(crate) bell: Bell,
     pub(crate) events: Arc<Events>,
     /// Held by whoever collects garbage or drops old versions.
-    pub(crate) collecting: Mutex<()>,
+    pub(crate) collecting: Turn,
     rooms: Rooms,
     pub(crate) policies: Policies,
     /// Copies of sealed files.
     pub(crate) copies: Copies,
     /// Held by whoever applies a command.
-    committer: Mutex<()>,
+    committer: Turn,
     sync: Group,
     ids: Ids,
     /// Of this start: no other has the same.
@@ -164,10 +165,10 @@ impl Node {
             counters,
             bell: Bell::default(),
             events,
-            collecting: Mutex::default(),
+            collecting: Turn::default(),
             rooms: Rooms::default(),
             policies: Policies::default(),
-            committer: Mutex::default(),
+            committer: Turn::default(),
             sync: Group::default(),
             ids: Ids::new(0),
             term: 0,
@@ -183,6 +184,8 @@ impl Node {
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
+        let late = Arc::downgrade(&inner);
+        inner.db.when_late(move || drop(late.upgrade().inspect(|inner| inner.in_force_late())));
         let workers = [
             collector::start,
             compact::start,
@@ -242,6 +245,12 @@ impl Node {
     #[must_use]
     pub fn log_failed(&self) -> bool {
         self.inner.sync.has_failed()
+    }
+
+    /// Whether the metadata's disk does not answer.
+    #[must_use]
+    pub fn is_silent(&self) -> bool {
+        self.inner.db.status().silent_since.is_some()
     }
 
     /// Places that take no more writes: until a restart, or until their disks answer.
@@ -323,7 +332,13 @@ impl Inner {
     /// Apply commands in order and put what they changed in force with one write: that costs as much as
     /// applying one of them.
     fn apply(&self, group: Vec<(Origin, Op, IndexChanges)>) -> Vec<Result<Reply>> {
-        let _one_at_a_time = self.committer.lock().unwrap_or_else(PoisonError::into_inner);
+        // Nothing is decided by tables that a change that was given up may still alter.
+        let turn = self.committer.take(|| self.db.check());
+        let _one_at_a_time = match turn.and_then(|turn| self.db.check().map(|()| turn)) {
+            Ok(turn) => turn,
+            Err(e) => return group.iter().map(|_| Err(e.clone())).collect(),
+        };
+        let by = if group.iter().all(|(_, op, _)| holds_little(op)) { By::Caller } else { By::Lane };
         let mut tables = Overlay::new(&*self.db);
         let mut index = Vec::new();
         let run = |(origin, op, own): (Origin, Op, IndexChanges)| {
@@ -340,7 +355,8 @@ impl Inner {
         };
         let ran: Vec<_> = group.into_iter().map(run).collect();
         let changes = tables.into_changes();
-        let written = if changes.is_empty() { Ok(()) } else { self.db.write(db::join(changes, index)) };
+        let written =
+            if changes.is_empty() { Ok(()) } else { self.db.write_by(by, db::join(changes, index)) };
         if written.is_err() {
             // What failed may be there or not.
             self.policies.forget();
@@ -371,8 +387,15 @@ impl Inner {
         }
     }
 
+    /// A command is in force that nobody waited for any more, whichever it was.
+    fn in_force_late(&self) {
+        self.policies.forget();
+        self.prune.store(true, Ordering::Relaxed);
+        self.bell.ring();
+    }
+
     pub(crate) fn sync(&self) -> Result<()> {
-        self.sync.run(|| self.db.begin_sync(), |syncing| self.db.sync(syncing))
+        self.sync.run(|| self.db.begin_sync(), |syncing| self.db.sync(syncing)).map_err(db::unanswered)
     }
 
     fn open_batch(&self) -> Result<u64> {
@@ -443,6 +466,17 @@ impl Inner {
             Err(e) if matches!(e.kind(), Kind::Io | Kind::NoSpace) => {}
             Err(_) => self.stripes.drop_settled(settled),
         }
+    }
+}
+
+/// Whether no lock but the committer's is held while this is proposed, or one that is waited for only so long: these may be
+/// held up on the caller's thread.
+fn holds_little(op: &Op) -> bool {
+    match op {
+        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. } => {
+            true
+        }
+        _ => matches!(op, Op::SetAttr { .. } | Op::Commit { .. } | Op::Append { .. } | Op::Punch { .. }),
     }
 }
 
@@ -568,7 +602,7 @@ impl Fabric for Node {
     }
 
     fn extents(&self, ino: Ino, off: u64, len: u64) -> Result<ExtentMap> {
-        self.inner.db.maps.extents(ino, off, len, |off, len| {
+        self.inner.db.maps().extents(ino, off, len, |off, len| {
             let (tables, ino) = self.seen(ino)?;
             read::extents(&tables, ino, off, len)
         })

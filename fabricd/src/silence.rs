@@ -1,4 +1,4 @@
-//! Places whose disks do not answer: told, and what they hold is rebuilt on the others when it takes long
+//! Disks that do not answer: told, and what they hold is rebuilt on the others when it takes long
 //! (docs/adr/0082).
 
 use std::sync::Arc;
@@ -31,10 +31,15 @@ struct Seen {
 pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
     Worker::start("listener", move |stop| {
         let mut all = vec![Seen::default(); inner.stripes.tiers().statuses().len()];
+        let mut metadata = Seen::default();
         while stop.sleep(PERIOD) {
+            let what = "Changes and fsync fail until it has answered";
+            // A commit that nobody waited for any more has brought stripes that are not judged.
+            let answered = look(&inner, &mut metadata, &inner.db.status(), what);
             let statuses = inner.stripes.tiers().statuses();
-            let judge = all.iter_mut().zip(&statuses).map(|(seen, status)| look(&inner, seen, status));
-            let back = judge.fold(false, |any, back| any | back);
+            let what = "Reads go around it and shards go elsewhere; it is used again when it has answered";
+            let judge = all.iter_mut().zip(&statuses).map(|(seen, status)| look(&inner, seen, status, what));
+            let back = judge.fold(answered, |any, back| any | back);
             let lost = take_lost(&mut all, &statuses, Instant::now());
             if (back || lost)
                 && let Err(e) = judge_all(&inner, stop)
@@ -45,8 +50,8 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
     })
 }
 
-/// Tell what is new of a place; answers whether it is back.
-fn look(inner: &Inner, seen: &mut Seen, status: &PlaceStatus) -> bool {
+/// Tell what is new of a disk, and what follows from its silence; answers whether it is back.
+fn look(inner: &Inner, seen: &mut Seen, status: &PlaceStatus, what: &str) -> bool {
     let dir = status.dir.display();
     let new = status.silences - seen.silences;
     seen.silences = status.silences;
@@ -54,9 +59,8 @@ fn look(inner: &Inner, seen: &mut Seen, status: &PlaceStatus) -> bool {
         inner.counters.place_silences.fetch_add(new, Ordering::Relaxed);
     }
     if new > 0 && !seen.silent {
-        let what = "its disk does not answer. Reads go around it and shards go elsewhere; it is used again when it \
-                    has answered. Look at the disk (dmesg)";
-        inner.events.add("silent", &format!("{dir}: {what}"));
+        let all = format!("{dir}: its disk does not answer. {what}. Look at the disk (dmesg)");
+        inner.events.add("silent", &all);
     }
     let silent = status.silent_since.is_some();
     let back = (seen.silent || new > 0) && !silent;

@@ -67,6 +67,10 @@ impl View {
         if self.node.log_failed() {
             why.push("the metadata's log could not be synced: no fsync succeeds before a restart".to_owned());
         }
+        if self.node.is_silent() {
+            let what = "the metadata's disk does not answer: changes and fsync fail until it does; look at the disk (dmesg)";
+            why.push(what.to_owned());
+        }
         if failed > 0 {
             why.push(format!("{failed} state directories take no writes; see the log"));
         }

@@ -145,7 +145,10 @@ mod on {
             kos_types::log!("fault: {point}, pass {pass}: {:?}", fault.error);
             match fault.error {
                 Some(errno) => return Err(errno.into()),
-                None => std::process::abort(),
+                None => {
+                    kos_types::log_written();
+                    std::process::abort()
+                }
             }
         }
         Ok(())

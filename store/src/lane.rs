@@ -1,7 +1,7 @@
 //! The threads in which one disk is asked. Whoever asks waits for a bounded time and then goes on without an
 //! answer; the question stays with its thread, which owns all it needs, until the disk answers it.
 //!
-//! A place with questions that were given up is silent: it is asked nothing more until it has answered
+//! A disk with questions that were given up is silent: it is asked nothing more until it has answered
 //! them all (docs/adr/0082).
 
 use std::collections::VecDeque;
@@ -15,20 +15,41 @@ use std::time::{Duration, Instant};
 use kos_types::{Error, Kind, Result};
 
 use crate::limits::{QUESTIONS_MAX, READERS, SLOW, SYNCERS, WRITERS};
+pub use crate::limits::{READ_LIMIT, SYNC_LIMIT, WRITE_LIMIT};
 use crate::lock;
 
 type Job = Box<dyn FnOnce() + Send>;
 
-/// The questions to one place, by kinds that do not wait for each other.
+/// The questions to one disk, by kinds that do not wait for each other.
 #[derive(Debug)]
-pub(crate) struct Lanes {
-    pub(crate) reads: Lane,
-    pub(crate) writes: Lane,
-    pub(crate) syncs: Lane,
+pub struct Lanes {
+    /// Reads.
+    pub reads: Lane,
+    /// Appends, changes of names, and what gives blocks back.
+    pub writes: Lane,
+    /// Syncs.
+    pub syncs: Lane,
     silence: Arc<Silence>,
+    /// When a caller began what it does by itself; 0 for none.
+    here: AtomicU64,
 }
 
-/// What a place owes.
+/// It is still going on, and was given up.
+const GIVEN_UP: u64 = u64::MAX;
+
+/// What a caller does by itself.
+#[derive(Debug)]
+pub struct Here<'a>(&'a Lanes);
+
+impl Drop for Here<'_> {
+    fn drop(&mut self) {
+        if self.0.here.swap(0, Ordering::Relaxed) == GIVEN_UP {
+            self.0.silence.answered();
+        }
+    }
+}
+
+/// What a disk owes.
 #[derive(Debug, Default)]
 struct Silence {
     /// Questions that were given up and are not answered yet.
@@ -41,7 +62,10 @@ struct Silence {
 
 impl Silence {
     fn gave_up(&self) {
-        let mut since = lock(&self.since);
+        self.add(&mut lock(&self.since));
+    }
+
+    fn add(&self, since: &mut Option<Instant>) {
         if self.unanswered.fetch_add(1, Ordering::Relaxed) == 0 {
             self.times.fetch_add(1, Ordering::Relaxed);
             *since = Some(Instant::now());
@@ -57,10 +81,12 @@ impl Silence {
 }
 
 impl Lanes {
-    pub(crate) fn new(place: usize) -> Self {
+    /// Those of a disk that is known by `name`.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
         let silence = Arc::<Silence>::default();
         let lane = |kind, threads_max| Lane {
-            name: format!("{kind}-{place}"),
+            name: format!("{kind}-{name}"),
             threads_max,
             shared: Arc::default(),
             silence: Arc::clone(&silence),
@@ -70,28 +96,52 @@ impl Lanes {
             writes: lane("writer", WRITERS),
             syncs: lane("syncer", SYNCERS),
             silence,
+            here: AtomicU64::new(0),
         }
     }
 
-    /// How often the place has fallen silent.
-    pub(crate) fn silences(&self) -> u64 {
+    /// How often the disk has fallen silent.
+    #[must_use]
+    pub fn silences(&self) -> u64 {
         self.silence.times.load(Ordering::Relaxed)
     }
 
-    /// Since when the place is silent.
-    pub(crate) fn silent_since(&self) -> Option<Instant> {
+    /// Since when the disk is silent.
+    #[must_use]
+    pub fn silent_since(&self) -> Option<Instant> {
         *lock(&self.silence.since)
     }
 
     /// # Errors
-    /// `TimedOut` while the place is silent.
-    pub(crate) fn check(&self) -> Result<()> {
+    /// `TimedOut` while the disk is silent.
+    pub fn check(&self) -> Result<()> {
         if self.silence.unanswered.load(Ordering::Relaxed) == 0 { Ok(()) } else { Err(silent()) }
+    }
+
+    /// The caller does by itself what the disk may hold up, until the answer is dropped. One at a time.
+    #[must_use]
+    pub fn here(&self) -> Here<'_> {
+        self.here.store(since_start(), Ordering::Relaxed);
+        Here(self)
+    }
+
+    /// Whether that takes longer than `limit`: then the disk is silent.
+    pub fn look(&self, limit: Duration) {
+        let began = self.here.load(Ordering::Relaxed);
+        if began == 0 || began == GIVEN_UP || since_start().saturating_sub(began) < limit.as_millis() as u64 {
+            return;
+        }
+        // Under the lock: its end must not be told before.
+        let mut since = lock(&self.silence.since);
+        if self.here.compare_exchange(began, GIVEN_UP, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+            self.silence.add(&mut since);
+        }
     }
 
     /// Whether the disk has been at a question for so long that it should be asked nothing on the caller's own
     /// thread, also what seldom waits.
-    pub(crate) fn is_slow(&self) -> bool {
+    #[must_use]
+    pub fn is_slow(&self) -> bool {
         [&self.reads, &self.writes, &self.syncs].into_iter().any(|lane| {
             let oldest = lane.shared.oldest.load(Ordering::Relaxed);
             oldest != 0 && since_start().saturating_sub(oldest) > SLOW.as_millis() as u64
@@ -100,7 +150,7 @@ impl Lanes {
 }
 
 fn silent() -> Error {
-    Error::new(Kind::TimedOut, "place: its disk does not answer")
+    Error::new(Kind::TimedOut, "the disk does not answer")
 }
 
 /// Milliseconds, never 0.
@@ -110,7 +160,7 @@ fn since_start() -> u64 {
 }
 
 /// Threads for one kind of questions, begun when they are needed.
-pub(crate) struct Lane {
+pub struct Lane {
     name: String,
     threads_max: usize,
     shared: Arc<Shared>,
@@ -142,9 +192,15 @@ impl fmt::Debug for Lane {
 }
 
 /// A question that was asked.
-pub(crate) struct Asked<T> {
+pub struct Asked<T> {
     slot: Arc<Slot<T>>,
     silence: Arc<Silence>,
+}
+
+impl<T> fmt::Debug for Asked<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Asked").finish_non_exhaustive()
+    }
 }
 
 struct Slot<T> {
@@ -164,7 +220,7 @@ impl Lane {
     ///
     /// # Errors
     /// `Busy` when too many wait already; `Io` without a thread.
-    pub(crate) fn ask<T: Send + 'static>(
+    pub fn ask<T: Send + 'static>(
         &self,
         question: impl FnOnce() -> T + Send + 'static,
         late: fn(T),
@@ -252,8 +308,8 @@ impl<T> Asked<T> {
     /// Wait until then.
     ///
     /// # Errors
-    /// `TimedOut`: the place is silent from now on, until it has answered.
-    pub(crate) fn wait(self, until: Instant) -> Result<T> {
+    /// `TimedOut`: the disk is silent from now on, until it has answered.
+    pub fn wait(self, until: Instant) -> Result<T> {
         let left = until.saturating_duration_since(Instant::now());
         let awaited = |answer: &mut Answer<T>| matches!(answer, Answer::Awaited);
         let (mut answer, _) = self
@@ -275,7 +331,7 @@ impl<T> Asked<T> {
     ///
     /// # Errors
     /// As [`Self::wait`].
-    pub(crate) fn wait_for(self, limit: Duration) -> Result<T> {
+    pub fn wait_for(self, limit: Duration) -> Result<T> {
         self.wait(Instant::now() + limit)
     }
 }
@@ -293,7 +349,7 @@ mod tests {
 
     #[test]
     fn answers_come_to_whoever_asked() {
-        let lanes = Lanes::new(0);
+        let lanes = Lanes::new("0");
         let asked: Vec<_> = (0..50)
             .map(|n| lanes.writes.ask(move || n * n, |_| panic!("never late")).expect("asks"))
             .collect();
@@ -305,9 +361,9 @@ mod tests {
     }
 
     #[test]
-    fn a_place_is_silent_until_all_is_answered() {
+    fn a_disk_is_silent_until_all_is_answered() {
         static LATE: AtomicUsize = AtomicUsize::new(0);
-        let lanes = Lanes::new(0);
+        let lanes = Lanes::new("0");
         // One runs for each thread, the others wait behind them.
         let (ends, asked): (Vec<_>, Vec<_>) = (0..2 * READERS)
             .map(|_| {
@@ -341,8 +397,22 @@ mod tests {
     }
 
     #[test]
+    fn what_a_caller_does_by_itself_is_given_up_once() {
+        let lanes = Lanes::new("0");
+        lanes.look(Duration::ZERO);
+        assert_eq!(lanes.check(), Ok(()), "nothing is done");
+        let here = lanes.here();
+        lanes.look(LONG);
+        assert_eq!(lanes.check(), Ok(()), "not for long");
+        (0..2).for_each(|_| lanes.look(Duration::ZERO));
+        assert_eq!(lanes.check().map_err(|e| e.kind()), Err(Kind::TimedOut));
+        drop(here);
+        assert_eq!((lanes.check(), lanes.silent_since(), lanes.silences()), (Ok(()), None, 1));
+    }
+
+    #[test]
     fn the_queue_is_bounded() {
-        let lanes = Lanes::new(0);
+        let lanes = Lanes::new("0");
         let (end, hangs) = mpsc::channel::<()>();
         let hangs = Arc::new(Mutex::new(hangs));
         let ask = || {

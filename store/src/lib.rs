@@ -9,7 +9,7 @@
 pub mod fault;
 mod fds;
 mod flush;
-mod lane;
+pub mod lane;
 mod limits;
 mod location;
 mod log;

@@ -19,13 +19,13 @@ pub(crate) const UNSYNCED_SEGMENTS_MAX: usize = 8;
 pub(crate) const WRITE_PARTS_MAX: usize = 1024;
 /// How long a read may take before its place is taken for one that hangs: the worst of a busy disk, and little
 /// enough for whoever reads, as the bytes are also elsewhere.
-pub(crate) const READ_LIMIT: Duration = Duration::from_secs(5);
+pub const READ_LIMIT: Duration = Duration::from_secs(5);
 /// The same for an append or a free, which wait while the kernel writes back what is dirty; less than the 30 s
 /// after which Linux itself gives a command to a disk up.
-pub(crate) const WRITE_LIMIT: Duration = Duration::from_secs(20);
+pub const WRITE_LIMIT: Duration = Duration::from_secs(20);
 /// The same for a sync: what is appended between two is a few hundred megabytes, the work of a slow disk for
 /// ten seconds.
-pub(crate) const SYNC_LIMIT: Duration = Duration::from_secs(30);
+pub const SYNC_LIMIT: Duration = Duration::from_secs(30);
 /// A disk that has been at one question for so long is asked nothing on the caller's own thread.
 pub(crate) const SLOW: Duration = Duration::from_millis(200);
 /// Threads of a place that read: what one disk does well at a time.

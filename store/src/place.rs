@@ -59,7 +59,7 @@ impl Place {
             Err(e) if matches!(e.kind(), Kind::Busy | Kind::Invalid) => return Err(e),
             Err(e) => Err(Error::new(Kind::Io, format!("place {} failed: {e}", dir.display()))),
         };
-        let lanes = (medium == Medium::Disk).then(|| Lanes::new(number));
+        let lanes = (medium == Medium::Disk).then(|| Lanes::new(&number.to_string()));
         Ok(Self { dir: dir.to_path_buf(), log, lanes })
     }
 

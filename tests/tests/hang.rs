@@ -194,6 +194,49 @@ fn shards_that_did_not_become_stable_are_rebuilt() {
 }
 
 #[test]
+fn when_the_metadata_does_not_sync_changes_end_and_go_on_later() {
+    let mut machine = Machine::start();
+    machine.put("before", 1).expect("write");
+    let mem = machine.daemon.mem();
+    let mut open = File::options().write(true).open(mem.join("before")).expect("open");
+    let hang = machine.power.hang_syncs("meta");
+    // Not even its size changes, but an fsync has something to say.
+    open.write_all(&Rng::new(1).bytes(5000)).expect("into memory");
+    let open = within("fsync", move || (open.sync_all(), open));
+    assert!(matches!(open.0.map_err(|e| e.raw_os_error()), Err(Some(libc::EIO | libc::ETIMEDOUT))));
+    for number in 0..3 {
+        let dir = mem.join(format!("dir{number}"));
+        let refused = within("mkdir", move || fs::create_dir(dir)).expect_err("nobody knows").raw_os_error();
+        assert!(matches!(refused, Some(libc::EIO | libc::ETIMEDOUT)), "{refused:?}");
+    }
+    assert!(hang.requests() > 0, "it hangs");
+    let health = machine.control("health");
+    assert!(health.contains("the metadata's disk does not answer"), "{health}");
+    wait_for("the event", || machine.control("events").contains("meta: its disk"));
+    let path = mem.join("before");
+    assert_eq!(within("stat", move || fs::metadata(path)).expect("known").len(), LEN as u64);
+    drop(hang);
+    machine.is_well();
+    // What was refused is there or not.
+    for number in 0..3 {
+        let dir = mem.join(format!("dir{number}"));
+        let made = within("mkdir", move || fs::create_dir(dir)).map_err(|e| e.kind());
+        assert!(matches!(made, Ok(()) | Err(io::ErrorKind::AlreadyExists)), "{made:?}");
+    }
+    let (told, open) = within("fsync", move || (open.1.sync_all(), open.1));
+    println!("{told:?}");
+    within("fsync", move || open.sync_all()).expect("told once at most");
+    machine.put("after", 2).expect("write");
+    let off = machine.power.cut_power();
+    machine.daemon.kill();
+    machine.power.restart(&off, Cut::Nothing, &mut Rng::new(seed()));
+    machine.daemon.spawn();
+    (1..).zip(["before", "after"]).for_each(|(seed, name)| machine.has(name, seed));
+    machine.is_well();
+    machine.daemon.stop();
+}
+
+#[test]
 fn what_a_silent_place_held_is_rebuilt_after_a_minute() {
     let machine = Machine::start();
     machine.put("file", 1).expect("write");

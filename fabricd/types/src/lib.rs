@@ -25,5 +25,5 @@ pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
 pub use lock::{FileLock, LockAnswer, LockKind};
 #[doc(hidden)]
-pub use log::log_line;
+pub use log::{log_in_thread, log_line, log_written};
 pub use policy::{Class, Compress, Consistency, Geometry, Pin, Policy, Sharing};

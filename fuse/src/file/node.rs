@@ -41,6 +41,8 @@ pub(crate) struct State {
     pub(crate) users: Users,
     /// It has no name any more and its last user went: nothing is to be written.
     dropped: bool,
+    /// What is committed is being cut, and the buffer is not yet: neither may be seen, nor the buffer grow.
+    cutting: bool,
 }
 
 /// What the users of a file hold against others.
@@ -91,8 +93,19 @@ pub(crate) struct Node {
     state: Mutex<State>,
     /// Held by whoever flushes or changes what is committed; taken before `state`.
     flush: Turn,
-    /// A writer went, or a seal came.
+    /// A writer went, a seal came, or a cut is done.
     closed: Condvar,
+}
+
+/// The buffer is to be cut as what is committed is. Without the lock of the state meanwhile, which is taken to find any
+/// file: the fabric may take long.
+struct Cut<'a>(&'a Node);
+
+impl Drop for Cut<'_> {
+    fn drop(&mut self) {
+        self.0.state().cutting = false;
+        self.0.closed.notify_all();
+    }
 }
 
 pub(crate) fn now() -> Time {
@@ -116,6 +129,26 @@ impl Node {
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The state, while nobody cuts the file.
+    fn uncut(&self) -> Result<MutexGuard<'_, State>> {
+        let state = self.state();
+        if !state.cutting {
+            return Ok(state);
+        }
+        let waited = self.closed.wait_timeout_while(state, super::PATIENCE, |state| state.cutting);
+        let (state, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+        if waited.timed_out() {
+            return Err(Error::new(Kind::TimedOut, "file: a change of its size takes too long"));
+        }
+        Ok(state)
+    }
+
+    /// Begin a cut, which ends when the answer is dropped. By whoever has the turn.
+    fn cut(&self) -> Cut<'_> {
+        self.state().cutting = true;
+        Cut(self)
     }
 
     pub(crate) const fn ino(&self) -> Ino {
@@ -161,9 +194,9 @@ impl Node {
     /// closes the file takes that too, and the fabric may be away until he has.
     fn shown<F: Fabric>(&self, fabric: &F) -> Result<(MutexGuard<'_, State>, Attr)> {
         loop {
-            let flushes = self.state().flushes;
+            let flushes = self.uncut()?.flushes;
             let attr = fabric.attr(self.ino)?;
-            let state = self.state();
+            let state = self.uncut()?;
             // A flush that ended meanwhile has forgotten what it committed.
             if state.flushes == flushes {
                 let attr = overlay(&state, attr);
@@ -174,7 +207,7 @@ impl Node {
 
     /// Write at `off`, or at the end when there is none. Answers where, and the change of buffered bytes.
     pub(crate) fn write<F: Fabric>(&self, fabric: &F, off: Option<u64>, data: &[u8]) -> Result<(u64, usize)> {
-        let (mut state, off) = match (off, self.state()) {
+        let (mut state, off) = match (off, self.uncut()?) {
             (Some(off), state) => (state, off),
             (None, state) => {
                 drop(state);
@@ -225,7 +258,7 @@ impl Node {
     ) -> Result<(usize, bool)> {
         let len = out.len() as u64;
         for _ in 0..READ_TRIES {
-            let flushes = self.state().flushes;
+            let flushes = self.uncut()?.flushes;
             let map = fabric.extents(self.ino, off, len)?;
             let mut end = off;
             let mut gone = false;
@@ -244,7 +277,7 @@ impl Node {
                     }
                 }
             }
-            let state = self.state();
+            let state = self.uncut()?;
             if gone || state.flushes != flushes {
                 continue;
             }
@@ -321,9 +354,10 @@ impl Node {
         deadline: Deadline,
     ) -> Result<(Attr, usize)> {
         let _no_flush = self.turn(deadline)?;
-        let mut state = self.state();
         let (size, mtime) = (set.size, set.mtime);
+        let _cut = size.is_some().then(|| self.cut());
         let attr = attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
+        let mut state = self.state();
         let before = state.dirty.bytes();
         if let Some(SetSize { size }) = size {
             state.dirty.remove(size, u64::MAX);
@@ -349,7 +383,7 @@ impl Node {
         deadline: Deadline,
     ) -> Result<usize> {
         let _no_flush = self.turn(deadline)?;
-        let mut state = self.state();
+        let _cut = self.cut();
         // The size in the same command: another mount may make the file longer meanwhile.
         let change = match size_min {
             None => Op::Punch { ino: self.ino, off, len },
@@ -364,6 +398,7 @@ impl Node {
             },
         };
         attr_of(fabric.propose(change)?)?;
+        let mut state = self.state();
         state.flushes += 1;
         let before = state.dirty.bytes();
         state.dirty.remove(off, off.saturating_add(len));
@@ -381,8 +416,9 @@ impl Node {
         deadline: Deadline,
     ) -> Result<usize> {
         let _no_flush = self.turn(deadline)?;
-        let mut state = self.state();
+        let _cut = self.cut();
         attr_of(change()?)?;
+        let mut state = self.state();
         state.flushes += 1;
         let before = state.dirty.bytes();
         state.dirty.remove(off, end);

@@ -1,0 +1,137 @@
+//! A lock of one holder at a time that is waited for only so long, as its holder may wait for a disk that hangs. It goes
+//! with what it guards into the threads that ask the disk.
+
+use std::hint;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use kos_types::{Error, Kind, Result};
+use rustix::thread::futex::{self, Flags, Timespec};
+
+/// More than any holder takes that the disk answers in the end.
+const LIMIT: Duration = Duration::from_mins(1);
+/// Between two looks whether waiting is of use.
+const LOOK: Duration = Duration::from_millis(500);
+/// Looks at a lock that is held before its waiter sleeps: most holders are gone sooner than a thread wakes up.
+const SPINS: u32 = 100;
+
+const FREE: u32 = 0;
+const HELD: u32 = 1;
+/// Held, and somebody sleeps until it is free.
+const AWAITED: u32 = 2;
+
+/// The lock.
+#[derive(Debug, Default)]
+pub(crate) struct Turn(Arc<AtomicU32>);
+
+/// Whoever has this has the lock.
+#[derive(Debug)]
+pub(crate) struct Held(Arc<AtomicU32>);
+
+impl Turn {
+    /// Take it, while `is_of_use` does not answer with an error.
+    ///
+    /// # Errors
+    /// Those of `is_of_use`; `TimedOut` when others have it for a minute.
+    pub(crate) fn take(&self, is_of_use: impl Fn() -> Result<()>) -> Result<Held> {
+        is_of_use()?;
+        if !self.try_take() {
+            self.wait(is_of_use)?;
+        }
+        Ok(Held(Arc::clone(&self.0)))
+    }
+
+    fn try_take(&self) -> bool {
+        for _ in 0..SPINS {
+            match self.0.compare_exchange_weak(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(AWAITED) => return false,
+                Err(_) => hint::spin_loop(),
+            }
+        }
+        false
+    }
+
+    #[cold]
+    fn wait(&self, is_of_use: impl Fn() -> Result<()>) -> Result<()> {
+        let until = Instant::now() + LIMIT;
+        let look = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
+        while self.0.swap(AWAITED, Ordering::Acquire) != FREE {
+            // It ends early when the lock is let go, or for no reason.
+            let _ = futex::wait(&self.0, Flags::PRIVATE, AWAITED, Some(&look));
+            if let Err(e) = is_of_use() {
+                // It may have been this thread that was woken up.
+                wake_one(&self.0);
+                return Err(e);
+            }
+            if Instant::now() >= until {
+                wake_one(&self.0);
+                return Err(Error::new(Kind::TimedOut, "metadata: changes before this one take too long"));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn wake_one(lock: &AtomicU32) {
+    // Fails for an address that is none.
+    let _ = futex::wake(lock, Flags::PRIVATE, 1);
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if self.0.swap(FREE, Ordering::Release) == AWAITED {
+            wake_one(&self.0);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn one_has_it_at_a_time() {
+        let (turn, count) = (Turn::default(), AtomicU64::new(0));
+        let add = || {
+            for _ in 0..10_000 {
+                let _held = turn.take(|| Ok(())).expect("taken");
+                let seen = count.load(Ordering::Relaxed);
+                hint::black_box(&turn);
+                count.store(seen + 1, Ordering::Relaxed);
+            }
+        };
+        thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(add))));
+        assert_eq!(count.into_inner(), 80_000);
+    }
+
+    #[test]
+    fn who_waits_in_vain_goes_and_others_go_on() {
+        let (turn, is_of_use) = (Turn::default(), AtomicBool::new(true));
+        let useful = || {
+            let error = || Error::new(Kind::TimedOut, "disk");
+            is_of_use.load(Ordering::SeqCst).then_some(()).ok_or_else(error)
+        };
+        thread::scope(|scope| {
+            let held = turn.take(useful).expect("free");
+            let waiters: Vec<_> = (0..4).map(|_| scope.spawn(|| turn.take(useful).map(drop))).collect();
+            thread::sleep(Duration::from_millis(20));
+            is_of_use.store(false, Ordering::SeqCst);
+            for waiter in waiters {
+                let told = waiter.join().expect("no panic").map_err(|e| e.kind());
+                assert_eq!(told, Err(Kind::TimedOut));
+            }
+            assert!(turn.take(useful).is_err(), "nobody begins to wait");
+            is_of_use.store(true, Ordering::SeqCst);
+            let other = scope.spawn(|| turn.take(useful).map(drop));
+            // In another thread than the one that took it.
+            scope.spawn(move || drop(held));
+            other.join().expect("no panic").expect("free again");
+        });
+        turn.take(useful).expect("free");
+    }
+}
