@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use kos_core::{Tables, keys};
 use kos_store::PlaceStatus;
-use kos_types::{Result, StripeId};
+use kos_types::{Result, StripeId, patience};
 
 use crate::node::Inner;
 use crate::worker::{Stop, Worker};
@@ -81,7 +81,7 @@ fn take_lost(all: &mut [Seen], statuses: &[PlaceStatus], now: Instant) -> bool {
     }
     let mut any = false;
     for (seen, status) in all.iter_mut().zip(statuses) {
-        if !seen.lost && since(status).is_some_and(|silent| silent >= GRACE) {
+        if !seen.lost && since(status).is_some_and(|silent| silent >= patience(GRACE)) {
             seen.lost = true;
             any = true;
         }

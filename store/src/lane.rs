@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use kos_types::{Error, Kind, Result};
+use kos_types::{Error, Kind, Result, patience};
 
 use crate::limits::{QUESTIONS_MAX, READERS, SLOW, SYNCERS, WRITERS};
 pub use crate::limits::{READ_LIMIT, SYNC_LIMIT, WRITE_LIMIT};
@@ -128,7 +128,10 @@ impl Lanes {
     /// Whether that takes longer than `limit`: then the disk is silent.
     pub fn look(&self, limit: Duration) {
         let began = self.here.load(Ordering::Relaxed);
-        if began == 0 || began == GIVEN_UP || since_start().saturating_sub(began) < limit.as_millis() as u64 {
+        if began == 0
+            || began == GIVEN_UP
+            || since_start().saturating_sub(began) < patience(limit).as_millis() as u64
+        {
             return;
         }
         // Under the lock: its end must not be told before.
@@ -332,7 +335,7 @@ impl<T> Asked<T> {
     /// # Errors
     /// As [`Self::wait`].
     pub fn wait_for(self, limit: Duration) -> Result<T> {
-        self.wait(Instant::now() + limit)
+        self.wait(Instant::now() + patience(limit))
     }
 }
 

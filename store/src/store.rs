@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use kos_types::{Error, Kind, Result};
+use kos_types::{Error, Kind, Result, patience};
 use rustix::fs::fstatvfs;
 
 use crate::Location;
@@ -126,7 +126,7 @@ impl Store {
 
     /// The same of several places at once; an answer for each.
     pub fn sync_all(&self, places: impl IntoIterator<Item = usize>) -> Vec<(usize, Result<()>)> {
-        let until = Instant::now() + SYNC_LIMIT;
+        let until = Instant::now() + patience(SYNC_LIMIT);
         let ask = |number: usize| {
             let place = self.place(number)?;
             let log = place.asked()?;

@@ -4,6 +4,7 @@ pub mod power;
 
 use std::fs;
 use std::io;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::OnceLock;
@@ -223,6 +224,8 @@ impl Daemon {
             assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");
         }
         let child = Command::new(&self.program)
+            // By this name `kos` knows it, also the one with failpoints.
+            .arg0("fabricd")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("--state")
             .arg(self.state())

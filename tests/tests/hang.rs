@@ -1,8 +1,9 @@
 //! Disks that hang: what needs them is never answered, as of a controller that is stuck. Nobody waits for ever, and
 //! when they answer again everything goes on.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
@@ -10,7 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_tests::power::{Cut, Disk, Hang, PowerFs};
-use kos_tests::{Daemon, Rng, binary, seed, wait_for};
+use kos_tests::{Daemon, Rng, binary, faulty_daemon, seed, wait_for};
 use rustix::fs::Advice;
 
 const DISK_BYTES: u64 = 2 << 30;
@@ -27,8 +28,17 @@ struct Machine {
 }
 
 impl Machine {
+    /// One that waits a quarter of the time.
     fn start() -> Self {
+        Self::start_with(|daemon| {
+            daemon.program = faulty_daemon();
+            daemon.env.push(("KOS_HASTE".into(), "4".into()));
+        })
+    }
+
+    fn start_with(set: impl FnOnce(&mut Daemon)) -> Self {
         let mut daemon = Daemon::unstarted(0);
+        set(&mut daemon);
         let power = PowerFs::mount(&daemon.state(), Disk::new(DISK_BYTES));
         // As `kos up` does.
         let marker = File::create(daemon.state().join("kosfs-state"));
@@ -116,7 +126,8 @@ fn within<T: Send + 'static>(what: &str, act: impl FnOnce() -> T + Send + 'stati
 
 #[test]
 fn a_hanging_place_is_read_around_and_written_past() {
-    let machine = Machine::start();
+    // With the real limits.
+    let machine = Machine::start_with(|_| ());
     machine.put("before", 1).expect("write");
     let hang = machine.hang("shards/2");
     machine.has("before", 1);
@@ -234,6 +245,50 @@ fn when_the_metadata_does_not_sync_changes_end_and_go_on_later() {
     (1..).zip(["before", "after"]).for_each(|(seed, name)| machine.has(name, seed));
     machine.is_well();
     machine.daemon.stop();
+}
+
+/// The first change hangs in the append itself, on the thread that serves it.
+#[test]
+fn when_the_metadata_hangs_at_once_changes_end_and_go_on_later() {
+    let mut machine = Machine::start();
+    machine.put("before", 1).expect("write");
+    let mem = machine.daemon.mem();
+    fs::create_dir(mem.join("here")).expect("mkdir");
+    let hang = machine.power.hang_dir("meta");
+    let refused = |result: io::Result<()>| {
+        let errno = result.expect_err("nobody knows").raw_os_error();
+        assert!(matches!(errno, Some(libc::EIO | libc::ETIMEDOUT)), "{errno:?}");
+    };
+    // Beside it, and behind it in its directory; more than there are threads to serve them.
+    let others: Vec<_> = (0..12)
+        .map(|number| {
+            let parent = if number % 2 == 0 { mem.clone() } else { mem.join("here") };
+            thread::spawn(move || {
+                within("mkdir", move || fs::create_dir(parent.join(format!("dir{number}"))))
+            })
+        })
+        .collect();
+    wait_for("a request that hangs", || hang.requests() > 0);
+    wait_for("health", || machine.control("health").contains("the metadata's disk does not answer"));
+    wait_for("kos status", || machine.status() == Some(4));
+    machine.has("before", 1);
+    let path = mem.join("before");
+    refused(within("chmod", move || fs::set_permissions(path, Permissions::from_mode(0o600))));
+    others.into_iter().for_each(|other| refused(other.join().expect("no panic")));
+    drop(hang);
+    machine.is_well();
+    for number in 0..12 {
+        let parent = if number % 2 == 0 { mem.clone() } else { mem.join("here") };
+        let made = within("mkdir", move || fs::create_dir(parent.join(format!("dir{number}"))));
+        let made = made.map_err(|e| e.kind());
+        assert!(matches!(made, Ok(()) | Err(io::ErrorKind::AlreadyExists)), "{made:?}");
+    }
+    machine.put("after", 2).expect("write");
+    for _ in 0..2 {
+        (1..).zip(["before", "after"]).for_each(|(seed, name)| machine.has(name, seed));
+        machine.daemon.stop();
+        machine.daemon.spawn();
+    }
 }
 
 #[test]

@@ -7,6 +7,7 @@ mod attr;
 mod command;
 mod error;
 mod fabric;
+mod haste;
 mod ids;
 mod job;
 pub mod lease;
@@ -21,6 +22,7 @@ pub use command::{
 };
 pub use error::{Error, Kind, Result};
 pub use fabric::{Access, Extent, ExtentMap, Fabric, Source};
+pub use haste::patience;
 pub use ids::{Ino, ROOT, Seq, SessionId, StripeId, VIEWS};
 pub use job::{JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Submitter};
 pub use lock::{FileLock, LockAnswer, LockKind};

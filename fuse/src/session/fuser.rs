@@ -3,6 +3,7 @@
 
 mod convert;
 mod names;
+mod overdue;
 mod room;
 
 use std::ffi::OsStr;
@@ -31,6 +32,7 @@ use self::convert::{
     locked, open, time_change, value, written,
 };
 use self::names::{found_entry, leased_entry};
+use self::overdue::{Overdue, Watched};
 use super::{Caches, Session};
 use crate::control;
 use crate::fs::{Allocate, Fs};
@@ -71,7 +73,7 @@ impl<F: Fabric> Session<F> for Fuser<F> {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        fuser::Session::from_fd(Requests(fs), device, SessionACL::All, config).map(Self)
+        fuser::Session::from_fd(Requests(fs, Overdue::new()), device, SessionACL::All, config).map(Self)
     }
 
     fn caches(&self) -> Box<dyn Caches> {
@@ -104,7 +106,14 @@ fn known(result: io::Result<()>) -> io::Result<()> {
 }
 
 /// What the kernel asks.
-struct Requests<F>(Arc<Fs<F>>);
+struct Requests<F>(Arc<Fs<F>>, Overdue);
+
+impl<F> Requests<F> {
+    /// What is done in this call may be held up by a disk.
+    fn watch(&self, request: &Request) -> Watched<'_> {
+        self.1.watch(request.unique().0)
+    }
+}
 
 impl<F: Fabric + 'static> Filesystem for Requests<F> {
     fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> io::Result<()> {
@@ -187,6 +196,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        let _held_up = self.watch(req);
         let set = SetAttr {
             mode,
             uid,
@@ -218,23 +228,27 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         rdev: u32,
         reply: ReplyEntry,
     ) {
+        let _held_up = self.watch(req);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
         self.make(reply, (parent, name), kind, (mode & 0o7777, umask, rdev), caller(req), Vec::new());
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
+        let _held_up = self.watch(req);
         let bits = (mode & 0o7777, umask, 0);
         self.make(reply, (parent, name), FileKind::Dir, bits, caller(req), Vec::new());
     }
 
-    fn unlink(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _held_up = self.watch(req);
         let (dir, name) = (ino(parent), name.as_bytes().to_vec());
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
             empty(reply, leased.and_then(|()| fs.unlink((dir, &name))));
         });
     }
 
-    fn rmdir(&self, _req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+    fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let _held_up = self.watch(req);
         let (dir, name) = (ino(parent), name.as_bytes().to_vec());
         self.0.under_names(vec![dir], vec![(dir, name.clone())], move |fs, leased| {
             empty(reply, leased.and_then(|()| fs.rmdir((dir, &name))));
@@ -242,6 +256,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
+        let _held_up = self.watch(req);
         let target = target.as_os_str().as_bytes().to_vec();
         self.make(reply, (parent, name), FileKind::Symlink, (0o777, 0, 0), caller(req), target);
     }
@@ -256,6 +271,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
+        let _held_up = self.watch(req);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -275,6 +291,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
+        let _held_up = self.watch(req);
         let (node, dir, name) = (ino(node), ino(newparent), newname.as_bytes().to_vec());
         let who = caller(req);
         if let Some(_alone) = self.0.alone() {
@@ -308,6 +325,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         flags: i32,
         reply: ReplyCreate,
     ) {
+        let _held_up = self.watch(req);
         let bits = (mode & 0o7777, umask, 0);
         let (dir, name, who) = (ino(parent), name.as_bytes().to_vec(), caller(req));
         if let Some(_alone) = self.0.alone() {
@@ -357,7 +375,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
 
     fn write(
         &self,
-        _req: &Request,
+        req: &Request,
         node: INodeNo,
         _fh: FileHandle,
         offset: u64,
@@ -367,6 +385,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
+        let _held_up = self.watch(req);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The flags are the descriptor's as they are now, after any fcntl(2). A mapping's pages come
         // through whichever descriptor may write, and belong where they are.
@@ -387,7 +406,8 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         });
     }
 
-    fn flush(&self, _req: &Request, node: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+    fn flush(&self, req: &Request, node: INodeNo, fh: FileHandle, lock_owner: LockOwner, reply: ReplyEmpty) {
+        let _held_up = self.watch(req);
         let closed = self.0.closing(ino(node), fh.0);
         let unlocked = self.0.locks.closed(&*self.0.fabric, ino(node), lock_owner.0);
         empty(reply, closed.and(unlocked));
@@ -464,7 +484,8 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         empty(reply, self.0.locks.released(&*self.0.fabric, fh.0));
     }
 
-    fn fsync(&self, _req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+    fn fsync(&self, req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
+        let _held_up = self.watch(req);
         let node = ino(node);
         // Also of what was written through other mounts.
         let want = || vec![whole(node, Mode::Shared)];
@@ -598,6 +619,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
+        let _held_up = self.watch(req);
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let mode = match mode {
@@ -653,6 +675,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
+        let _held_up = self.watch(req);
         // The reply counts in 32 bits; whole blocks keep the next call aligned.
         let len = len.min(1 << 30);
         let (from, to, by) = ((ino(ino_in), offset_in), (ino(ino_out), offset_out), req.uid());
