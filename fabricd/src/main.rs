@@ -3,10 +3,10 @@
 
 mod ctl;
 mod door;
-mod ending;
 mod heap;
 mod machine;
 mod view;
+mod waits;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -18,7 +18,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Parser;
 use door::Door;
-use ending::Ending;
 use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
 use heap::Heap;
 use kos_fuse::{MountFlags, MountOptions, Mounted};
@@ -29,6 +28,7 @@ use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use view::View;
+use waits::Waits;
 
 /// Time between two status files.
 const STATUS_PERIOD: Duration = Duration::from_secs(1);
@@ -114,7 +114,11 @@ fn run(args: &Args) -> Result<()> {
     raise_files()?;
     let (ends, ended) = mpsc::channel();
     watch_signals(ends.clone())?;
+    let starting = Waits::begin("start");
+    starting
+        .waits_for(format!("the metadata in {}: if its disk hangs, see dmesg", state.join("meta").display()));
     let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
+    drop(starting);
     let version = env!("CARGO_PKG_VERSION");
     node.events().add("start", &format!("fabricd {version}, pid {}", std::process::id()));
     let threads = std::thread::available_parallelism().map_or(4, |n| n.get().clamp(2, THREADS_MAX));
@@ -164,7 +168,7 @@ fn run(args: &Args) -> Result<()> {
         Ok(_) => serve(&view, state, &args.mount, &ended),
         Err(e) => Err(e.clone()),
     };
-    let ending = Ending::begin();
+    let ending = Waits::begin("end");
     // Before the mount goes: jobs stand in it.
     ending.waits_for("the jobs");
     drop(runner);

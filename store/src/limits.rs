@@ -26,6 +26,8 @@ pub const WRITE_LIMIT: Duration = Duration::from_secs(20);
 /// The same for a sync: what is appended between two is a few hundred megabytes, the work of a slow disk for
 /// ten seconds.
 pub const SYNC_LIMIT: Duration = Duration::from_secs(30);
+/// How long a place may take at a start to show what lies in it: a disk that was asleep, and a large directory.
+pub(crate) const START_LIMIT: Duration = Duration::from_secs(30);
 /// A disk that has been at one question for so long is asked nothing on the caller's own thread.
 pub(crate) const SLOW: Duration = Duration::from_millis(200);
 /// Threads of a place that read: what one disk does well at a time.

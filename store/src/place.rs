@@ -5,12 +5,13 @@ use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use kos_types::{Error, Kind, Result};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 
-use crate::lane::Lanes;
+use crate::lane::{Asked, Lanes};
 use crate::log::{Found, Log};
 use crate::segment;
 
@@ -37,32 +38,78 @@ pub(crate) struct Place {
     pub(crate) lanes: Option<Lanes>,
 }
 
-impl Place {
-    /// Open place `number`. A place that does not work is a place that failed, not an error.
+/// A directory that is ours while this lives, and what lies in it.
+struct Claimed {
+    dir: File,
+    lock: File,
+    /// The length of every segment.
+    files: BTreeMap<u64, u64>,
+}
+
+/// A place that is being opened.
+pub(crate) struct Opening {
+    dir: PathBuf,
+    lanes: Option<Lanes>,
+    claim: Claim,
+}
+
+enum Claim {
+    Asked(Asked<Result<Claimed>>),
+    Done(Result<Claimed>),
+}
+
+impl Opening {
+    /// Begin to open place `number`, with shards in it where it `is_claimed`.
+    pub(crate) fn begin(dir: &Path, number: usize, is_claimed: bool, medium: Medium) -> Self {
+        let own = dir.to_path_buf();
+        let claim = move || {
+            let lock = claim(&own, number, is_claimed)?;
+            let step = |e| Error::io(&format!("list {}", own.display()), &e);
+            let files = list(&own).map_err(step)?;
+            Ok(Claimed { dir: File::open(&own).map_err(step)?, lock, files })
+        };
+        let lanes = (medium == Medium::Disk).then(|| Lanes::new(&number.to_string()));
+        let claim = match &lanes {
+            Some(lanes) => lanes.reads.ask(claim, drop).map_or_else(|e| Claim::Done(Err(e)), Claim::Asked),
+            None => Claim::Done(claim()),
+        };
+        Self { dir: dir.to_path_buf(), lanes, claim }
+    }
+
+    /// Open it, with what is in it. A place that does not work, or has not answered until then, is a place that failed, not
+    /// an error.
     ///
     /// # Errors
     /// `Busy` when another store has it; `Invalid` when it is another place of this one.
     pub(crate) fn open(
-        dir: &Path,
-        number: usize,
+        self,
+        until: Instant,
         live: BTreeMap<u64, Vec<(u64, u64)>>,
-        (medium, segment_bytes, fds_max): (Medium, u64, usize),
-    ) -> Result<Self> {
-        let opened = claim(dir, number, !live.is_empty()).and_then(|lock| {
-            let step = |e| Error::io(&format!("list {}", dir.display()), &e);
-            let found = Found { files: list(dir).map_err(step)?, live };
-            let dir_file = File::open(dir).map_err(step)?;
-            Log::open(dir.to_path_buf(), (dir_file, lock), &found, segment_bytes, fds_max)
+        (segment_bytes, fds_max): (u64, usize),
+    ) -> Result<Place> {
+        let Self { dir, mut lanes, claim } = self;
+        let claimed = match claim {
+            Claim::Done(claimed) => claimed,
+            Claim::Asked(asked) => asked.wait(until).unwrap_or_else(|_| {
+                // What it answers later is of no use, and must not look as if the place came back.
+                lanes = None;
+                let why = "its disk has not answered at the start; look at the disk (dmesg), then start anew";
+                Err(Error::new(Kind::Io, why))
+            }),
+        };
+        let opened = claimed.and_then(|Claimed { dir: dir_file, lock, files }| {
+            Log::open(dir.clone(), (dir_file, lock), &Found { files, live }, segment_bytes, fds_max)
         });
         let log = match opened {
             Ok(log) => Ok(Arc::new(log)),
             Err(e) if matches!(e.kind(), Kind::Busy | Kind::Invalid) => return Err(e),
             Err(e) => Err(Error::new(Kind::Io, format!("place {} failed: {e}", dir.display()))),
         };
-        let lanes = (medium == Medium::Disk).then(|| Lanes::new(&number.to_string()));
-        Ok(Self { dir: dir.to_path_buf(), log, lanes })
+        Ok(Place { dir, log, lanes })
     }
+}
 
+impl Place {
     /// The segments, while the place is there and answers.
     ///
     /// # Errors

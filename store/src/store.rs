@@ -11,9 +11,11 @@ use rustix::fs::fstatvfs;
 
 use crate::Location;
 use crate::lane::Lanes;
-use crate::limits::{PLACES_MAX, READ_FDS_MAX, READ_LIMIT, SEGMENT_BYTES, SYNC_LIMIT, WRITE_LIMIT};
+use crate::limits::{
+    PLACES_MAX, READ_FDS_MAX, READ_LIMIT, SEGMENT_BYTES, START_LIMIT, SYNC_LIMIT, WRITE_LIMIT,
+};
 use crate::log::{Log, SegmentUsage};
-use crate::place::{Medium, Place};
+use crate::place::{Medium, Opening, Place};
 use crate::spare::Spare;
 
 /// Shards at rest. Every method may be called from many threads at once.
@@ -51,8 +53,8 @@ impl Store {
     /// everything the caller's index knows: what it does not name is deleted. A shard that it names
     /// and that is gone is found when it is read.
     ///
-    /// A place whose directory does not work is failed: it reads and appends nothing. One whose disk does not answer
-    /// in time is silent: whatever is asked of it is `TimedOut`, until it has answered all that it was
+    /// A place whose directory does not work, or whose disk has not answered within 30 s, is failed: it reads and appends
+    /// nothing. One whose disk does not answer later is silent: whatever is asked of it is `TimedOut`, until it has answered all that it was
     /// asked. Then it goes on as before: what is in it was not touched meanwhile.
     ///
     /// # Errors
@@ -85,10 +87,14 @@ impl Store {
             claim.entry(location.segment).or_default().push((location.offset, location.len));
         }
         let fds_max = READ_FDS_MAX / dirs.len();
-        let mut places = Vec::with_capacity(dirs.len());
-        for (number, (dir, live)) in dirs.iter().zip(claims).enumerate() {
-            places.push(Place::open(dir, number, live, (medium, segment_bytes, fds_max))?);
-        }
+        // All at once: those that hang are waited for together.
+        let until = Instant::now() + patience(START_LIMIT);
+        let begin = |(number, (dir, live)): (usize, (&PathBuf, &BTreeMap<u64, _>))| {
+            Opening::begin(dir, number, !live.is_empty(), medium)
+        };
+        let begun: Vec<Opening> = dirs.iter().zip(&claims).enumerate().map(begin).collect();
+        let open = |(begun, live): (Opening, _)| begun.open(until, live, (segment_bytes, fds_max));
+        let places = begun.into_iter().zip(claims).map(open).collect::<Result<_>>()?;
         Ok(Self { places, spare: Spare::default() })
     }
 

@@ -1,11 +1,12 @@
 //! Disks that hang: what needs them is never answered, as of a controller that is stuck. Nobody waits for ever, and
 //! when they answer again everything goes on.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -96,11 +97,18 @@ impl Machine {
         within("a control file", move || fs::read_to_string(path)).expect("control file")
     }
 
+    /// The exit code of a command of `kos`, and what it says.
+    fn kos(&self, name: &str, more: &[&OsStr]) -> (Option<i32>, String) {
+        let mut command = Command::new(binary("kos"));
+        command.arg(name).arg("--state").arg(self.daemon.state()).args(more);
+        let Output { status, stdout, stderr } =
+            within(&format!("kos {name}"), move || command.output()).expect("kos");
+        (status.code(), String::from_utf8([stdout, stderr].concat()).expect("text"))
+    }
+
     /// The exit code of `kos status`: 0 is ok, 4 degraded.
     fn status(&self) -> Option<i32> {
-        let mut command = Command::new(binary("kos"));
-        command.arg("status").arg("--state").arg(self.daemon.state());
-        within("kos status", move || command.output()).expect("kos status").status.code()
+        self.kos("status", &[]).0
     }
 
     fn is_well(&self) {
@@ -289,6 +297,55 @@ fn when_the_metadata_hangs_at_once_changes_end_and_go_on_later() {
         machine.daemon.stop();
         machine.daemon.spawn();
     }
+}
+
+#[test]
+fn a_place_that_hangs_at_the_start_counts_as_lost_until_the_next() {
+    let mut machine = Machine::start();
+    machine.put("file", 1).expect("write");
+    machine.daemon.stop();
+    let hang = machine.hang("shards/2");
+    machine.daemon.spawn();
+    machine.has("file", 1);
+    machine.put("meanwhile", 2).expect("write");
+    let health = machine.control("health");
+    assert!(health.starts_with("degraded: 1 state directories take no writes"), "{health}");
+    assert!(machine.control("events").contains("its disk has not answered at the start"));
+    drop(hang);
+    machine.daemon.stop();
+    machine.daemon.spawn();
+    machine.is_well();
+    (1..).zip(["file", "meanwhile"]).for_each(|(seed, name)| machine.has(name, seed));
+}
+
+#[test]
+fn kos_up_says_that_the_metadata_hangs_and_kos_down_ends_beside_a_place_that_does() {
+    let mut machine = Machine::start();
+    machine.put("file", 1).expect("write");
+    machine.daemon.stop();
+    let hang = machine.hang("meta");
+    let mount = machine.daemon.mount();
+    let up = [OsStr::new("--tier-ram"), OsStr::new("0"), OsStr::new("--mount"), mount.as_os_str()];
+    let (code, said) = machine.kos("up", &up);
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("the start waits for the metadata in"), "{said}");
+    drop(hang);
+    let (code, said) = machine.kos("up", &up);
+    assert_eq!(code, Some(0), "{said}");
+    machine.has("file", 1);
+    let hang = machine.hang("shards/1");
+    machine.has("file", 1);
+    let (code, said) = machine.kos("down", &[]);
+    // The process is gone when its last thread is, which waits for the disk.
+    assert!(
+        code == Some(0) && said.contains("stopped") || code == Some(1) && said.contains("goes on"),
+        "{said}"
+    );
+    drop(hang);
+    wait_for("the end", || machine.kos("down", &[]).0 == Some(3));
+    machine.daemon.spawn();
+    machine.has("file", 1);
+    machine.is_well();
 }
 
 #[test]

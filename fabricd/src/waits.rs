@@ -1,5 +1,5 @@
-//! What an end waits for, said again and again while it takes long: each wait has its own bound, and this is how
-//! somebody finds out which one it is.
+//! What a start or an end waits for, said again and again while it takes long: this is how somebody finds out which of its
+//! waits it is.
 
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
 use std::thread::{self, JoinHandle};
@@ -8,52 +8,52 @@ use std::time::{Duration, Instant};
 /// Between two lines.
 const PERIOD: Duration = Duration::from_secs(10);
 
-/// Watches an end; over when dropped.
+/// Watches a start or an end; over when dropped.
 #[derive(Debug)]
-pub(crate) struct Ending {
-    stages: Option<Sender<&'static str>>,
+pub(crate) struct Waits {
+    stages: Option<Sender<String>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Ending {
-    /// Begin to watch. Without a thread for it the end goes on all the same.
-    pub(crate) fn begin() -> Self {
-        Self::watch(PERIOD, |line| kos_types::log!("fabricd: {line}"))
+impl Waits {
+    /// Begin to watch `what`. Without a thread for it that goes on all the same.
+    pub(crate) fn begin(what: &'static str) -> Self {
+        Self::watch(what, PERIOD, |line| kos_types::log!("fabricd: {line}"))
     }
 
-    fn watch(period: Duration, say: impl Fn(&str) + Send + 'static) -> Self {
+    fn watch(what: &'static str, period: Duration, say: impl Fn(&str) + Send + 'static) -> Self {
         let (stages, next) = mpsc::channel();
         let run = move || {
-            let (mut stage, mut since) = ("its beginning", Instant::now());
+            let (mut stage, mut since) = ("its beginning".to_owned(), Instant::now());
             loop {
                 match next.recv_timeout(period) {
                     Ok(now) => (stage, since) = (now, Instant::now()),
                     Err(RecvTimeoutError::Timeout) => {
-                        say(&format!("the end waits for {stage}, since {} s", since.elapsed().as_secs()));
+                        say(&format!("the {what} waits for {stage}, since {} s", since.elapsed().as_secs()));
                     }
                     Err(RecvTimeoutError::Disconnected) => return,
                 }
             }
         };
-        let thread = thread::Builder::new().name("ending".into()).spawn(run);
-        let thread = thread.inspect_err(|e| kos_types::log!("fabricd: nobody watches the end: {e}")).ok();
+        let thread = thread::Builder::new().name("waits".into()).spawn(run);
+        let thread = thread.inspect_err(|e| kos_types::log!("fabricd: nobody watches the {what}: {e}")).ok();
         Self { stages: Some(stages), thread }
     }
 
     /// From now on it waits for this.
-    pub(crate) fn waits_for(&self, stage: &'static str) {
+    pub(crate) fn waits_for(&self, stage: impl Into<String>) {
         if let Some(stages) = &self.stages {
             // Nobody listens when there was no thread.
-            let _ = stages.send(stage);
+            let _ = stages.send(stage.into());
         }
     }
 }
 
-impl Drop for Ending {
+impl Drop for Waits {
     fn drop(&mut self) {
         drop(self.stages.take());
         if self.thread.take().is_some_and(|thread| thread.join().is_err()) {
-            kos_types::log!("fabricd: the watcher of the end panicked");
+            kos_types::log!("fabricd: the watcher of waits panicked");
         }
     }
 }
@@ -66,7 +66,7 @@ mod tests {
     fn what_takes_long_is_named() {
         let (says, said) = mpsc::channel();
         let say = move |line: &str| says.send(line.to_owned()).expect("the test listens");
-        let ending = Ending::watch(Duration::from_millis(5), say);
+        let ending = Waits::watch("end", Duration::from_millis(5), say);
         ending.waits_for("a");
         let heard = |stage| {
             let begun = Instant::now();
