@@ -7,9 +7,10 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use kos_core::{Changes, Pair, Tables, keys};
-use kos_store::lane::{Lanes, READ_LIMIT, SYNC_LIMIT, WRITE_LIMIT};
+use kos_store::lane::{Lanes, SYNC_LIMIT, WRITE_LIMIT};
 use kos_store::{PlaceStatus, fault};
 use kos_types::{Error, Ino, Kind, Result};
 use rocksdb::{
@@ -31,6 +32,8 @@ const FILTER_RATIO: f64 = 0.01;
 const WAL_BYTES_MAX: u64 = 256 << 20;
 /// Open table files.
 const FILES_MAX: i32 = 256;
+/// What is waited for a read, of which there is no other copy: as long as for a change.
+const READ_LIMIT: Duration = WRITE_LIMIT;
 /// With less room than this the disk may refuse the log's next append: others fill it, and tables and the log take some
 /// 70 MiB at once.
 const NEARLY_FULL_BYTES: u64 = 256 << 20;

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use kos_types::{Error, Kind, Result, patience};
 
 use crate::limits::{QUESTIONS_MAX, READERS, SLOW, SYNCERS, WRITERS};
-pub use crate::limits::{READ_LIMIT, SYNC_LIMIT, WRITE_LIMIT};
+pub use crate::limits::{SYNC_LIMIT, WRITE_LIMIT};
 use crate::lock;
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -19,7 +19,7 @@ pub(crate) const UNSYNCED_SEGMENTS_MAX: usize = 8;
 pub(crate) const WRITE_PARTS_MAX: usize = 1024;
 /// How long a read may take before its place is taken for one that hangs: the worst of a busy disk, and little
 /// enough for whoever reads, as the bytes are also elsewhere.
-pub const READ_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) const READ_LIMIT: Duration = Duration::from_secs(5);
 /// The same for an append or a free, which wait while the kernel writes back what is dirty; less than the 30 s
 /// after which Linux itself gives a command to a disk up.
 pub const WRITE_LIMIT: Duration = Duration::from_secs(20);

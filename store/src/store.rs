@@ -108,7 +108,8 @@ impl Store {
         let place = self.place(place)?;
         let log = place.asked()?;
         let Some(lanes) = &place.lanes else { return log.append(parts) };
-        let (log, mut bytes) = (Arc::clone(log), self.spare.take());
+        let len = parts.iter().map(|part| part.len()).sum();
+        let (log, mut bytes) = (Arc::clone(log), self.spare.take_empty(len));
         parts.iter().for_each(|part| bytes.extend_from_slice(part));
         let asked = lanes.writes.ask(
             move || (log.append(&[&bytes]), log, bytes),
@@ -170,8 +171,7 @@ impl Store {
         if rest.is_empty() {
             return Ok(());
         }
-        let (log, mut bytes) = (Arc::clone(log), self.spare.take());
-        bytes.resize(rest.len(), 0);
+        let (log, mut bytes) = (Arc::clone(log), self.spare.take_filled(rest.len()));
         let (read, log, bytes) = lanes
             .reads
             .ask(move || (log.read(location, at, &mut bytes), log, bytes), drop)?
