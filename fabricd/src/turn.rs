@@ -1,33 +1,23 @@
 //! A lock of one holder at a time that is waited for only so long, as its holder may wait for a disk that hangs. It goes
 //! with what it guards into the threads that ask the disk.
 
-use std::hint;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use kos_types::{Error, Kind, Result};
-use rustix::thread::futex::{self, Flags, Timespec};
+use parking_lot::{ArcMutexGuard, Mutex, RawMutex};
 
 /// More than any holder takes that the disk answers in the end.
 const LIMIT: Duration = Duration::from_mins(1);
 /// Between two looks whether waiting is of use.
 const LOOK: Duration = Duration::from_millis(500);
-/// Looks at a lock that is held before its waiter sleeps: most holders are gone sooner than a thread wakes up.
-const SPINS: u32 = 100;
-
-const FREE: u32 = 0;
-const HELD: u32 = 1;
-/// Held, and somebody sleeps until it is free.
-const AWAITED: u32 = 2;
 
 /// The lock.
 #[derive(Debug, Default)]
-pub(crate) struct Turn(Arc<AtomicU32>);
+pub(crate) struct Turn(Arc<Mutex<()>>);
 
 /// Whoever has this has the lock.
-#[derive(Debug)]
-pub(crate) struct Held(Arc<AtomicU32>);
+pub(crate) type Held = ArcMutexGuard<RawMutex, ()>;
 
 impl Turn {
     /// Take it, while `is_of_use` does not answer with an error.
@@ -36,60 +26,26 @@ impl Turn {
     /// Those of `is_of_use`; `TimedOut` when others have it for a minute.
     pub(crate) fn take(&self, is_of_use: impl Fn() -> Result<()>) -> Result<Held> {
         is_of_use()?;
-        if !self.try_take() {
-            self.wait(is_of_use)?;
+        if let Some(held) = self.0.try_lock_arc() {
+            return Ok(held);
         }
-        Ok(Held(Arc::clone(&self.0)))
-    }
-
-    fn try_take(&self) -> bool {
-        for _ in 0..SPINS {
-            match self.0.compare_exchange_weak(FREE, HELD, Ordering::Acquire, Ordering::Relaxed) {
-                Ok(_) => return true,
-                Err(AWAITED) => return false,
-                Err(_) => hint::spin_loop(),
-            }
-        }
-        false
-    }
-
-    #[cold]
-    fn wait(&self, is_of_use: impl Fn() -> Result<()>) -> Result<()> {
         let until = Instant::now() + LIMIT;
-        let look = Timespec { tv_sec: 0, tv_nsec: LOOK.subsec_nanos().into() };
-        while self.0.swap(AWAITED, Ordering::Acquire) != FREE {
-            // It ends early when the lock is let go, or for no reason.
-            let _ = futex::wait(&self.0, Flags::PRIVATE, AWAITED, Some(&look));
-            if let Err(e) = is_of_use() {
-                // It may have been this thread that was woken up.
-                wake_one(&self.0);
-                return Err(e);
+        loop {
+            if let Some(held) = self.0.try_lock_arc_for(LOOK) {
+                return Ok(held);
             }
+            is_of_use()?;
             if Instant::now() >= until {
-                wake_one(&self.0);
                 return Err(Error::new(Kind::TimedOut, "metadata: changes before this one take too long"));
             }
-        }
-        Ok(())
-    }
-}
-
-fn wake_one(lock: &AtomicU32) {
-    // Fails for an address that is none.
-    let _ = futex::wake(lock, Flags::PRIVATE, 1);
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if self.0.swap(FREE, Ordering::Release) == AWAITED {
-            wake_one(&self.0);
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicBool, AtomicU64};
+    use std::hint;
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
     use std::thread;
 
     use super::*;
@@ -132,6 +88,6 @@ mod tests {
             scope.spawn(move || drop(held));
             other.join().expect("no panic").expect("free again");
         });
-        turn.take(useful).expect("free");
+        drop(turn.take(useful).expect("free"));
     }
 }

@@ -78,6 +78,10 @@ impl Store {
         if dirs.is_empty() || dirs.len() > PLACES_MAX {
             return Err(Error::new(Kind::Invalid, format!("{} places, not 1 to {PLACES_MAX}", dirs.len())));
         }
+        // They are claimed all at once below, and either of two could be first.
+        if let Some((_, dir)) = dirs.iter().enumerate().find(|(nth, dir)| dirs[..*nth].contains(dir)) {
+            return Err(Error::new(Kind::Busy, format!("place {} is listed twice", dir.display())));
+        }
         let mut claims = vec![BTreeMap::<u64, Vec<(u64, u64)>>::new(); dirs.len()];
         for (place, location) in live {
             let Some(claim) = claims.get_mut(place) else {

@@ -2,6 +2,7 @@
 //! decided here.
 
 mod convert;
+mod kernel;
 mod names;
 mod overdue;
 mod room;
@@ -18,19 +19,20 @@ use std::time::SystemTime;
 
 use fuser::{
     Config, CopyFileRangeFlags, Errno, FileHandle, Filesystem, INodeNo, InitFlags, KernelConfig, LockOwner,
-    Notifier, OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
+    OpenFlags, RenameFlags, ReplyAttr, ReplyCreate, ReplyData, ReplyDirectory, ReplyDirectoryPlus,
     ReplyEmpty, ReplyEntry, ReplyLock, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request,
     SessionACL, TimeOrNow, WriteFlags,
 };
 use kos_types::lease::{Mode, Want};
 use kos_types::{
-    Consistency, Error, Fabric, FileKind, Ino, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits,
+    Consistency, Error, Fabric, FileKind, LockKind, RenameMode, SetAttr, SetSize, XattrMode, limits,
 };
 
 use self::convert::{
     attributes, caller, created, data, empty, entry, errno, file_lock, file_type, ino, kind_of_mode, listing,
     locked, open, time_change, value, written,
 };
+use self::kernel::Kernel;
 use self::names::{found_entry, leased_entry};
 use self::overdue::{Overdue, Watched};
 use super::{Caches, Session};
@@ -77,31 +79,11 @@ impl<F: Fabric> Session<F> for Fuser<F> {
     }
 
     fn caches(&self) -> Box<dyn Caches> {
-        Box::new(Kernel(self.0.notifier()))
+        Box::new(Kernel::new(self.0.notifier()))
     }
 
     fn serve(self) -> io::Result<()> {
         self.0.run()
-    }
-}
-
-struct Kernel(Notifier);
-
-impl Caches for Kernel {
-    fn drop_range(&self, file: Ino, off: u64, len: u64) -> io::Result<()> {
-        known(self.0.inval_inode(INodeNo(file.0), off.cast_signed(), len.cast_signed()))
-    }
-
-    fn drop_attributes(&self, file: Ino) -> io::Result<()> {
-        known(self.0.inval_inode(INodeNo(file.0), -1, 0))
-    }
-}
-
-/// The kernel may have forgotten an inode.
-fn known(result: io::Result<()>) -> io::Result<()> {
-    match result {
-        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 
@@ -110,7 +92,7 @@ struct Requests<F>(Arc<Fs<F>>, Overdue);
 
 impl<F> Requests<F> {
     /// What is done in this call may be held up by a disk.
-    fn watch(&self, request: &Request) -> Watched<'_> {
+    fn watch(&self, request: &Request) -> Watched {
         self.1.watch(request.unique().0)
     }
 }
@@ -196,7 +178,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let set = SetAttr {
             mode,
             uid,
@@ -210,6 +192,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         // It may be a directory, or its bytes may change.
         let want = || vec![whole(node, Mode::Exclusive), Want::names(node, Mode::Exclusive)];
         self.0.under(want, move |fs, leased| {
+            let _held_up = held_up;
             attributes(fs, reply, leased.and_then(|()| fs.set_attr(node, set, by)));
         });
     }
@@ -228,37 +211,36 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         rdev: u32,
         reply: ReplyEntry,
     ) {
-        let _held_up = self.watch(req);
         let Some(kind) = kind_of_mode(mode) else { return reply.error(Errno::EINVAL) };
-        self.make(reply, (parent, name), kind, (mode & 0o7777, umask, rdev), caller(req), Vec::new());
+        self.make(reply, (parent, name), kind, (mode & 0o7777, umask, rdev), req, Vec::new());
     }
 
     fn mkdir(&self, req: &Request, parent: INodeNo, name: &OsStr, mode: u32, umask: u32, reply: ReplyEntry) {
-        let _held_up = self.watch(req);
         let bits = (mode & 0o7777, umask, 0);
-        self.make(reply, (parent, name), FileKind::Dir, bits, caller(req), Vec::new());
+        self.make(reply, (parent, name), FileKind::Dir, bits, req, Vec::new());
     }
 
     fn unlink(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let (dir, name) = (ino(parent), name.as_bytes().to_vec());
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            let _held_up = held_up;
             empty(reply, leased.and_then(|()| fs.unlink((dir, &name))));
         });
     }
 
     fn rmdir(&self, req: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let (dir, name) = (ino(parent), name.as_bytes().to_vec());
         self.0.under_names(vec![dir], vec![(dir, name.clone())], move |fs, leased| {
+            let _held_up = held_up;
             empty(reply, leased.and_then(|()| fs.rmdir((dir, &name))));
         });
     }
 
     fn symlink(&self, req: &Request, parent: INodeNo, name: &OsStr, target: &Path, reply: ReplyEntry) {
-        let _held_up = self.watch(req);
         let target = target.as_os_str().as_bytes().to_vec();
-        self.make(reply, (parent, name), FileKind::Symlink, (0o777, 0, 0), caller(req), target);
+        self.make(reply, (parent, name), FileKind::Symlink, (0o777, 0, 0), req, target);
     }
 
     fn rename(
@@ -271,7 +253,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         flags: RenameFlags,
         reply: ReplyEmpty,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let mode = if flags.is_empty() {
             RenameMode::Replace
         } else if flags == RenameFlags::RENAME_NOREPLACE {
@@ -285,19 +267,21 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         let to = (ino(newparent), newname.as_bytes().to_vec());
         let who = caller(req);
         self.0.under_names(vec![from.0, to.0], vec![from.clone(), to.clone()], move |fs, leased| {
+            let _held_up = held_up;
             let rename = |()| fs.rename((from.0, &from.1), (to.0, &to.1), mode, who);
             empty(reply, leased.and_then(rename));
         });
     }
 
     fn link(&self, req: &Request, node: INodeNo, newparent: INodeNo, newname: &OsStr, reply: ReplyEntry) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let (node, dir, name) = (ino(node), ino(newparent), newname.as_bytes().to_vec());
         let who = caller(req);
         if let Some(_alone) = self.0.alone() {
             return entry(&self.0, reply, dir, self.0.link(node, (dir, &name), who));
         }
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            let _held_up = held_up;
             let linked = leased.and_then(|()| fs.link(node, (dir, &name), who));
             leased_entry(fs, reply, dir, linked);
         });
@@ -325,7 +309,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         flags: i32,
         reply: ReplyCreate,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let bits = (mode & 0o7777, umask, 0);
         let (dir, name, who) = (ino(parent), name.as_bytes().to_vec(), caller(req));
         if let Some(_alone) = self.0.alone() {
@@ -333,6 +317,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
             return created(&self.0, reply, dir, flags, attr);
         }
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            let _held_up = held_up;
             match leased.and_then(|()| fs.create((dir, &name), FileKind::File, bits, who, b"")) {
                 // It is about to be written.
                 Ok(attr) => fs.ask(vec![whole(attr.ino, Mode::Exclusive)], move |fs, leased| {
@@ -385,7 +370,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _lock_owner: Option<LockOwner>,
         reply: ReplyWrite,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let kill = write_flags.contains(WriteFlags::FUSE_WRITE_KILL_SUIDGID);
         // The flags are the descriptor's as they are now, after any fcntl(2). A mapping's pages come
         // through whichever descriptor may write, and belong where they are.
@@ -400,6 +385,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         }
         let (data, range) = (data.to_vec(), (offset, data.len() as u64));
         self.0.write_under(node, (at, range.1), range, move |fs, leased| {
+            let _held_up = held_up;
             let result = leased.and_then(|()| fs.write(node, at, &data, kill));
             written(reply, data.len(), &result);
             fs.landed(node, range, result.unwrap_or(offset));
@@ -485,11 +471,14 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn fsync(&self, req: &Request, node: INodeNo, fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         let node = ino(node);
         // Also of what was written through other mounts.
         let want = || vec![whole(node, Mode::Shared)];
-        self.0.under(want, move |fs, leased| empty(reply, leased.and_then(|()| fs.fsync(node, fh.0))));
+        self.0.under(want, move |fs, leased| {
+            let _held_up = held_up;
+            empty(reply, leased.and_then(|()| fs.fsync(node, fh.0)));
+        });
     }
 
     fn fsyncdir(&self, _req: &Request, node: INodeNo, _fh: FileHandle, _datasync: bool, reply: ReplyEmpty) {
@@ -569,6 +558,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _position: u32,
         reply: ReplyEmpty,
     ) {
+        let held_up = self.watch(req);
         let mode = match flags {
             0 => XattrMode::Any,
             libc::XATTR_CREATE => XattrMode::Create,
@@ -584,6 +574,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         self.0.under(
             || want,
             move |fs, leased| {
+                let _held_up = held_up;
                 empty(reply, leased.and_then(|()| fs.set_xattr(node, &name, (&value, mode), by)));
             },
         );
@@ -602,9 +593,11 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
     }
 
     fn removexattr(&self, req: &Request, node: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let held_up = self.watch(req);
         let (node, by, name) = (ino(node), req.uid(), name.as_bytes().to_vec());
         let want = || vec![Want::names(node, Mode::Exclusive)];
         self.0.under(want, move |fs, leased| {
+            let _held_up = held_up;
             empty(reply, leased.and_then(|()| fs.remove_xattr(node, &name, by)));
         });
     }
@@ -619,7 +612,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         mode: i32,
         reply: ReplyEmpty,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         const ZERO_KEEP: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
         let mode = match mode {
@@ -633,6 +626,7 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         let (node, by) = (ino(node), req.uid());
         let want = || vec![whole(node, Mode::Exclusive)];
         self.0.under(want, move |fs, leased| {
+            let _held_up = held_up;
             empty(reply, leased.and_then(|()| fs.allocate(node, offset, length, mode, by)));
         });
     }
@@ -675,15 +669,18 @@ impl<F: Fabric + 'static> Filesystem for Requests<F> {
         _flags: CopyFileRangeFlags,
         reply: ReplyWrite,
     ) {
-        let _held_up = self.watch(req);
+        let held_up = self.watch(req);
         // The reply counts in 32 bits; whole blocks keep the next call aligned.
         let len = len.min(1 << 30);
         let (from, to, by) = ((ino(ino_in), offset_in), (ino(ino_out), offset_out), req.uid());
         let source = if from.0 == to.0 { Mode::Exclusive } else { Mode::Shared };
         let want = || vec![whole(from.0, source), whole(to.0, Mode::Exclusive)];
-        self.0.under(want, move |fs, leased| match leased.and_then(|()| fs.copy(from, to, len, by)) {
-            Ok(copied) => reply.written(copied as u32),
-            Err(e) => reply.error(errno(&e)),
+        self.0.under(want, move |fs, leased| {
+            let _held_up = held_up;
+            match leased.and_then(|()| fs.copy(from, to, len, by)) {
+                Ok(copied) => reply.written(copied as u32),
+                Err(e) => reply.error(errno(&e)),
+            }
         });
     }
 }

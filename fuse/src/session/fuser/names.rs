@@ -4,14 +4,13 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::sync::Arc;
 
-use fuser::{Errno, INodeNo, ReplyEntry};
+use fuser::{Errno, INodeNo, ReplyEntry, Request};
 use kos_types::lease::{Mode, Want};
 use kos_types::{Attr, Error, Fabric, FileKind, Ino};
 
 use super::Requests;
-use super::convert::{entry, ino};
+use super::convert::{caller, entry, ino};
 use crate::fs::Fs;
-use crate::jobs::Caller;
 use crate::leases::{Found, whole};
 
 impl<F: Fabric + 'static> Requests<F> {
@@ -21,11 +20,13 @@ impl<F: Fabric + 'static> Requests<F> {
         (parent, name): (INodeNo, &OsStr),
         kind: FileKind,
         bits: (u32, u32, u32),
-        who: Caller,
+        req: &Request,
         target: Vec<u8>,
     ) {
-        let (dir, name) = (ino(parent), name.as_bytes().to_vec());
+        let (dir, name, who) = (ino(parent), name.as_bytes().to_vec(), caller(req));
+        let held_up = self.watch(req);
         self.0.under_names(vec![dir], Vec::new(), move |fs, leased| {
+            let _held_up = held_up;
             let made = leased.and_then(|()| fs.create((dir, &name), kind, bits, who, &target));
             entry(fs, reply, dir, made);
         });

@@ -32,7 +32,7 @@ fn lock(requests: &Requests) -> MutexGuard<'_, Vec<(u64, Instant)>> {
 pub(super) struct Overdue(Arc<Requests>);
 
 /// One of them is under way.
-pub(super) struct Watched<'a>(&'a Requests, u64);
+pub(super) struct Watched(Arc<Requests>, u64);
 
 impl Overdue {
     /// Without a thread that looks, nothing is answered in another's place.
@@ -47,15 +47,15 @@ impl Overdue {
     }
 
     /// This one begins, and ends when the answer is dropped.
-    pub(super) fn watch(&self, request: u64) -> Watched<'_> {
+    pub(super) fn watch(&self, request: u64) -> Watched {
         lock(&self.0).push((request, Instant::now()));
-        Watched(&self.0, request)
+        Watched(Arc::clone(&self.0), request)
     }
 }
 
-impl Drop for Watched<'_> {
+impl Drop for Watched {
     fn drop(&mut self) {
-        let mut requests = lock(self.0);
+        let mut requests = lock(&self.0);
         if let Some(at) = requests.iter().position(|&(request, _)| request == self.1) {
             requests.swap_remove(at);
         }
