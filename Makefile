@@ -79,8 +79,7 @@ test: test-deps toolchain
 	@$(STEP) build cargo build --release --locked --workspace
 	@$(STEP) faults cargo build --release --locked --workspace --features fabricd/faults --bin fabricd-faults
 	@$(STEP) clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
-	@if command -v cargo-deny >/dev/null; then $(STEP) deny cargo deny --all-features check bans licenses sources; \
-	else echo "== deny: left out: cargo-deny is not installed (cargo install --locked cargo-deny)"; fi
+	@$(STEP) deny tools/deny.sh
 	@$(STEP) tests cargo test --release --locked --workspace
 	@$(STEP) fuzz tests/fuzz/run.sh 3
 	@$(STEP) suites tests/suites/run.sh

@@ -276,6 +276,11 @@ impl Db {
         Ok(())
     }
 
+    /// The same, by whoever shares it with nobody.
+    pub(crate) fn sync_alone(&self) -> Result<()> {
+        self.sync(self.begin_sync()?)
+    }
+
     /// Do what reads with these options: on this thread what is in memory, in another one what is not.
     fn read<T: Send + 'static>(
         &self,

@@ -136,7 +136,7 @@ impl Node {
                 ));
             }
             db.write(kos_core::initialise(now()))?;
-            db.sync(db.begin_sync()?)?;
+            db.sync_alone()?;
         }
         let ram = RamDir::attach(&first.join("ram"), options.ram_bytes)?;
         let mut index = shards::all(&db)?;
@@ -149,7 +149,7 @@ impl Node {
             if !lost.is_empty() {
                 events.add("lost", &format!("{} shards in memory did not survive a reboot", lost.len()));
                 db.write(lost)?;
-                db.sync(db.begin_sync()?)?;
+                db.sync_alone()?;
             }
         }
         let live: Vec<_> = index.iter().map(|&(_, _, spot)| spot).collect();

@@ -392,7 +392,7 @@ impl Stripes {
         }
         self.sync_places(&places)?;
         self.db.write(records)?;
-        self.db.sync(self.db.begin_sync()?)?;
+        self.db.sync_alone()?;
         self.shards.tiers.close_ram()
     }
 }

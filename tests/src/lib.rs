@@ -2,8 +2,8 @@
 
 pub mod power;
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Write as _};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -33,6 +33,17 @@ pub struct Daemon {
 pub fn repository() -> PathBuf {
     let tests = std::env::var_os("CARGO_MANIFEST_DIR").unwrap_or_else(|| env!("CARGO_MANIFEST_DIR").into());
     Path::new(&tests).join("..")
+}
+
+/// Say, to stay, that a directory is a state of kosfs, as `kos up` does.
+pub fn mark_state(state: &Path) {
+    let marker = File::create(state.join("kosfs-state"));
+    let marked = marker.and_then(|mut file| {
+        file.write_all(b"kosfs state, format 1\n")?;
+        file.sync_all()?;
+        File::open(state)?.sync_all()
+    });
+    marked.expect("marker");
 }
 
 /// A binary of this workspace, which `make build` has made.
@@ -218,7 +229,7 @@ impl Daemon {
     /// # Errors
     /// What the daemon said when it ended instead.
     pub fn try_spawn(&mut self) -> Result<(), String> {
-        let log = fs::File::options().create(true).append(true).open(self.log_file()).expect("log file");
+        let log = File::options().create(true).append(true).open(self.log_file()).expect("log file");
         let run = self.state().join("run.json");
         if let Err(e) = fs::remove_file(&run) {
             assert_eq!(e.kind(), io::ErrorKind::NotFound, "{e}");

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_tests::power::{Cut, Disk, Hang, PowerFs};
-use kos_tests::{Daemon, Rng, binary, faulty_daemon, seed, wait_for};
+use kos_tests::{Daemon, Rng, binary, faulty_daemon, mark_state, seed, wait_for};
 use rustix::fs::Advice;
 
 const DISK_BYTES: u64 = 2 << 30;
@@ -41,14 +41,7 @@ impl Machine {
         let mut daemon = Daemon::unstarted(0);
         set(&mut daemon);
         let power = PowerFs::mount(&daemon.state(), Disk::new(DISK_BYTES));
-        // As `kos up` does.
-        let marker = File::create(daemon.state().join("kosfs-state"));
-        let marked = marker.and_then(|mut file| {
-            file.write_all(b"kosfs state, format 1\n")?;
-            file.sync_all()?;
-            File::open(daemon.state())?.sync_all()
-        });
-        marked.expect("marker");
+        mark_state(&daemon.state());
         daemon.spawn();
         Self { daemon, power }
     }

@@ -21,7 +21,7 @@ use std::time::Duration;
 
 use audit::Audit;
 use kos_tests::power::{Cut, Disk, PowerFs};
-use kos_tests::{Daemon, Rng, binary, faulty_daemon, is_mounted, seed};
+use kos_tests::{Daemon, Rng, binary, faulty_daemon, is_mounted, mark_state, seed};
 use load::{KINDS, Kind, Worker};
 use rustix::fs::XattrFlags;
 use rustix::mount::{UnmountFlags, unmount};
@@ -52,14 +52,7 @@ impl Machine {
     fn unstarted(ram_bytes: u64) -> Self {
         let daemon = Daemon::unstarted(ram_bytes);
         let power = PowerFs::mount(&daemon.state(), Disk::new(DISK_BYTES));
-        // As `kos up` does.
-        let marker = File::create(daemon.state().join("kosfs-state"));
-        let marked = marker.and_then(|mut file| {
-            file.write_all(b"kosfs state, format 1\n")?;
-            file.sync_all()?;
-            File::open(daemon.state())?.sync_all()
-        });
-        marked.expect("marker");
+        mark_state(&daemon.state());
         Self { daemon, power }
     }
 
