@@ -450,7 +450,6 @@ impl Inner {
         let settled = match op {
             Op::Commit { stripes, .. } => self.stripes.settle(stripes)?,
             Op::Compact { stripe, .. } => self.stripes.settle(&[*stripe])?,
-            Op::Append { stripe, policy, len, .. } => self.stripes.settle(&[(*stripe, *policy, *len)])?,
             _ => return Ok(Settled::default()),
         };
         fault::at(fault::SETTLED).map_err(|e| Error::io("commit", &e))?;
@@ -472,12 +471,11 @@ impl Inner {
 /// Whether no lock but the committer's is held while this is proposed, or one that is waited for only so long: these may be
 /// held up on the caller's thread.
 fn holds_little(op: &Op) -> bool {
-    match op {
-        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. } => {
-            true
-        }
-        _ => matches!(op, Op::SetAttr { .. } | Op::Commit { .. } | Op::Append { .. } | Op::Punch { .. }),
-    }
+    let is_of_names = matches!(
+        op,
+        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. }
+    );
+    is_of_names || matches!(op, Op::SetAttr { .. } | Op::Commit { .. } | Op::Punch { .. })
 }
 
 /// Every command has an answer.

@@ -136,9 +136,6 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
         Op::Compact { ino, stripe, extents } => {
             extents::compact(txn, *ino, *stripe, extents).map(|()| Reply::Done)
         }
-        Op::Append { ino, stripe, policy, len, mtime } => {
-            extents::append(txn, *ino, (*stripe, *policy, *len), *mtime).map(Reply::Attr)
-        }
         Op::Punch { ino, off, len } => extents::punch(txn, *ino, *off, *len).map(Reply::Attr),
         Op::Clone { from, from_off, to, to_off, len } => {
             extents::clone(txn, (*from, *from_off), (*to, *to_off), *len).map(Reply::Attr)
@@ -172,7 +169,6 @@ const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
         | Op::RemoveXattr { ino, .. }
         | Op::Commit { ino, .. }
         | Op::Compact { ino, .. }
-        | Op::Append { ino, .. }
         | Op::Punch { ino, .. }
         | Op::Clone { to: ino, .. }
         | Op::Reap { ino }

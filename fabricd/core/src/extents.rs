@@ -190,17 +190,6 @@ pub(crate) fn compact<T: Tables>(
     Ok(())
 }
 
-pub(crate) fn append<T: Tables>(
-    txn: &mut Txn<'_, T>,
-    ino: Ino,
-    (stripe, policy, len): (StripeId, Policy, u64),
-    mtime: Time,
-) -> Result<Attr> {
-    let put = ExtentPut { off: file(txn, ino)?.attr.size, len, stripe, at: 0 };
-    let puts = Puts { stripes: &[(stripe, policy, len)], extents: &[put], ..Puts::default() };
-    commit(txn, ino, &puts, (0, Some(mtime)))
-}
-
 pub(crate) fn punch<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, off: u64, len: u64) -> Result<Attr> {
     let mut inode = file(txn, ino)?;
     let end = end_of(off, len)?;

@@ -230,20 +230,6 @@ pub enum Op {
         /// What it replaces: in order, without gaps, together as long as the stripe.
         extents: Vec<ExtentPut>,
     },
-    /// Make one written stripe visible at the end of a file, wherever that is by then. Replies
-    /// `Attr`.
-    Append {
-        /// The file.
-        ino: Ino,
-        /// The stripe, all of which is appended.
-        stripe: StripeId,
-        /// What it was written with.
-        policy: Policy,
-        /// Its user bytes.
-        len: u64,
-        /// Modification time.
-        mtime: Time,
-    },
     /// Make a range a hole, without changing the size. Replies `Attr`.
     Punch {
         /// The file.

@@ -238,9 +238,6 @@ impl Ops {
             let policy = Policy { geometry, ..Policy::default() };
             stripes.push((self.stripe_id(spec), policy, self.rng.within(1..25)));
         }
-        if let (true, &[(stripe, policy, len)]) = (self.rng.one_in(4), stripes.as_slice()) {
-            return Op::Append { ino, stripe, policy, len, mtime: self.time() };
-        }
         let mut extents = Vec::new();
         let old: Vec<_> = spec.stripes.iter().map(|(&id, &len)| (id, len)).collect();
         let new: Vec<_> = stripes.iter().map(|&(id, _, len)| (id, len)).collect();

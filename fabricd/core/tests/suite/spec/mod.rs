@@ -7,7 +7,7 @@ mod names;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use kos_types::{Attr, Command, ExtentPut, FileKind, Ino, Kind, Op, ROOT, Reply, Snapshot, StripeId, Time};
+use kos_types::{Attr, Command, FileKind, Ino, Kind, Op, ROOT, Reply, Snapshot, StripeId, Time};
 
 /// An error is its kind.
 pub(crate) type Result<T> = std::result::Result<T, Kind>;
@@ -81,18 +81,6 @@ impl Spec {
                 let done = self
                     .commit(*ino, stripes, (holes, extents, inline), (*size_min, *mtime))
                     .map(Reply::Attr);
-                if done.is_err() {
-                    *self = before;
-                }
-                done
-            }
-            Op::Append { ino, stripe, policy, len, mtime } => {
-                let before = self.clone();
-                let off = self.writable(*ino)?.attr.size;
-                let put = ExtentPut { off, len: *len, stripe: *stripe, at: 0 };
-                let stripes = [(*stripe, *policy, *len)];
-                let done =
-                    self.commit(*ino, &stripes, (&[], &[put], &[]), (0, Some(*mtime))).map(Reply::Attr);
                 if done.is_err() {
                     *self = before;
                 }
