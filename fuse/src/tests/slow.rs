@@ -1,7 +1,7 @@
 //! A fabric that is slow or refuses: requests end with an error that says so, and no byte is lost.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -82,6 +82,31 @@ fn a_read_of_many_slow_stripes_ends() {
     assert_eq!(kind(read(&fs, file, 0, 100_000)), Kind::TimedOut);
     model.slow.store(0, Ordering::Relaxed);
     assert_eq!(read(&fs, file, 0, 100_000).expect("read").len(), 99_000);
+}
+
+#[test]
+fn a_read_that_is_slower_than_flushes_comes_to_its_end() {
+    let (model, fs) = waits(60_000);
+    let file = create(&fs, "a");
+    // Of two stripes, each of which takes as long as a flush.
+    for at in [0, 5000] {
+        fs.write(file, Some(at), &[1; 5000], false).expect("write");
+        fs.files.flush(file).expect("flush");
+    }
+    model.slow.store(5, Ordering::Relaxed);
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let flusher = scope.spawn(|| {
+            while !ended.load(Ordering::SeqCst) {
+                fs.write(file, Some(20_000), &[2; 100], false).expect("write");
+                fs.files.flush(file).expect("flush");
+            }
+        });
+        let read: Vec<_> = (0..20).map(|_| read(&fs, file, 0, 10_000)).collect();
+        ended.store(true, Ordering::SeqCst);
+        flusher.join().expect("no panic");
+        read.into_iter().for_each(|read| assert!(read.expect("it ends") == [1; 10_000]));
+    });
 }
 
 /// Programs that try a failed write again do not fill the memory.
