@@ -196,7 +196,7 @@ sqlite() {
         [ $((writer % 2)) = 0 ] || db=${3:-$PWD}/db
         for ((row = 0; row < $2; row++)); do
             echo "INSERT INTO t VALUES($writer, $row, hex(randomblob(200)));"
-        done | sqlite3 -bail -cmd '.timeout 60000' "$db" &
+        done | sqlite3 -bail -cmd '.log stderr' -cmd '.timeout 60000' "$db" &
         pids+=($!)
     done
     for pid in "${pids[@]}"; do wait "$pid"; done
