@@ -190,7 +190,10 @@ stress() { # SECONDS-EACH SECONDS-TOGETHER
 # sqlite JOURNAL ROWS [DIRECTORY]: four writers, two of them by another path to this directory
 sqlite() {
     [ "$(sqlite3 db "PRAGMA journal_mode=$1; CREATE TABLE t(writer, row, text);")" = "${1,,}" ]
-    local writer row pid db pids=()
+    local writer row pid db
+    # Not local: where one fails, the others are ended when the function is over.
+    pids=()
+    trap 'kill "${pids[@]}" 2>/dev/null || true' EXIT
     for writer in 1 2 3 4; do
         db=$PWD/db
         [ $((writer % 2)) = 0 ] || db=${3:-$PWD}/db
