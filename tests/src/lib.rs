@@ -1,6 +1,7 @@
 //! A real daemon with a real mount for one test, and seeded randomness.
 
 pub mod power;
+pub mod seal;
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

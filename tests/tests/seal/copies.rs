@@ -7,32 +7,17 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use kos_tests::seal::{SEAL, map, seal, sealed, unseal};
 use kos_tests::{Daemon, Rng, is_mounted, wait_for};
 use memmap2::Mmap;
 use rustix::io::Errno;
 
-use crate::{SEAL, get, seal, set, unseal};
+use crate::{get, set};
 
 const MIB: usize = 1 << 20;
 
 fn copies(daemon: &Daemon) -> u64 {
     daemon.metric("kos_copies_bytes")
-}
-
-/// Seal a file and wait for its copy.
-fn sealed(daemon: &Daemon, name: &str, data: &[u8]) -> PathBuf {
-    let path = daemon.mem().join(name);
-    fs::write(&path, data).expect("write");
-    let before = daemon.metric("kos_copies_made_total");
-    seal(&path);
-    wait_for("the copy", || daemon.metric("kos_copies_made_total") > before);
-    path
-}
-
-fn map(file: &File) -> Mmap {
-    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; nobody changes a sealed one")]
-    // SAFETY: the file is sealed.
-    unsafe { Mmap::map(file) }.expect("map")
 }
 
 /// What is read without asking the daemon is what the kernel reads in place.
@@ -59,7 +44,7 @@ fn open_in_place(daemon: &Daemon, path: &Path) -> File {
 fn a_sealed_file_is_read_in_place() {
     let mut daemon = Daemon::with_ram(256 << 20);
     let data = Rng::new(1).bytes(9 * MIB + 12_345);
-    let path = sealed(&daemon, "file", &data);
+    let path = sealed(&daemon, daemon.mem().join("file"), &data);
     assert_eq!(copies(&daemon), data.len() as u64);
     let before = stripes_read(&daemon);
     let mut file = File::open(&path).expect("open");
@@ -87,7 +72,7 @@ fn a_sealed_file_is_read_in_place() {
 fn what_is_read_in_place_is_not_unsealed() {
     let mut daemon = Daemon::with_ram(256 << 20);
     let data = Rng::new(2).bytes(3 * MIB);
-    let path = sealed(&daemon, "file", &data);
+    let path = sealed(&daemon, daemon.mem().join("file"), &data);
     let (one, two) = (File::open(&path).expect("open"), File::open(&path).expect("open"));
     assert_eq!((unseal(&path), set(&path, SEAL, "0")), (Err(Errno::BUSY), Err(Errno::BUSY)));
     let mapping = map(&one);
@@ -192,7 +177,7 @@ fn holes_are_holes_and_sizes_are_kept() {
 #[test]
 fn a_sealed_program_runs_in_place() {
     let mut daemon = Daemon::with_ram(256 << 20);
-    let path = sealed(&daemon, "program", &fs::read("/bin/bash").expect("bash"));
+    let path = sealed(&daemon, daemon.mem().join("program"), &fs::read("/bin/bash").expect("bash"));
     fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("chmod");
     let script = "setfattr -x user.kos.seal \"$0\" 2>&1; echo ran";
     let out = Command::new(&path).args(["-c", script, path.to_str().expect("text")]).output().expect("run");
@@ -206,7 +191,7 @@ fn a_sealed_program_runs_in_place() {
 fn what_is_open_in_place_outlives_the_daemon() {
     let mut daemon = Daemon::with_ram(256 << 20);
     let data = Rng::new(6).bytes(4 * MIB);
-    let path = sealed(&daemon, "file", &data);
+    let path = sealed(&daemon, daemon.mem().join("file"), &data);
     let file = File::open(&path).expect("open");
     let mapping = map(&file);
     let reads = |when: &str| {
@@ -346,7 +331,7 @@ fn copies_have_half_of_the_budget_and_make_way_for_what_is_written() {
 fn a_removed_file_takes_its_copy_along() {
     let mut daemon = Daemon::with_ram(256 << 20);
     let data = Rng::new(10).bytes(3 * MIB);
-    let path = sealed(&daemon, "file", &data);
+    let path = sealed(&daemon, daemon.mem().join("file"), &data);
     let file = File::open(&path).expect("open");
     fs::remove_file(&path).expect("unlink");
     let mapping = map(&file);

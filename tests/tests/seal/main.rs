@@ -5,10 +5,8 @@ mod rules;
 
 use std::path::Path;
 
-use rustix::fs::{XattrFlags, getxattr, removexattr, setxattr};
+use rustix::fs::{XattrFlags, getxattr, setxattr};
 use rustix::io::Errno;
-
-const SEAL: &str = "user.kos.seal";
 
 fn set(path: &Path, name: &str, value: &str) -> Result<(), Errno> {
     setxattr(path, name, value.as_bytes(), XattrFlags::empty())
@@ -18,12 +16,4 @@ fn get(path: &Path, name: &str) -> String {
     let mut value = [0; 64];
     let len = getxattr(path, name, &mut value).expect("getxattr");
     String::from_utf8(value[..len].to_vec()).expect("text")
-}
-
-fn seal(path: &Path) {
-    set(path, SEAL, "1").expect("seal");
-}
-
-fn unseal(path: &Path) -> Result<(), Errno> {
-    removexattr(path, SEAL)
 }

@@ -7,10 +7,11 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 
+use kos_tests::seal::{SEAL, seal, unseal};
 use kos_tests::{Daemon, Rng, binary};
 use rustix::io::Errno;
 
-use crate::{SEAL, get, seal, set, unseal};
+use crate::{get, set};
 
 fn errno<T: std::fmt::Debug>(result: std::io::Result<T>) -> i32 {
     result.expect_err("refused").raw_os_error().expect("an errno")

@@ -3,42 +3,18 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
+use kos_tests::seal::{map, sealed, unseal};
 use kos_tests::{Daemon, Rng, wait_for};
 use memmap2::Mmap;
-use rustix::fs::{XattrFlags, removexattr, setxattr};
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::second::*;
 
-const SEAL: &str = "user.kos.seal";
 const MIB: usize = 1 << 20;
-
-fn seal(path: &Path) {
-    setxattr(path, SEAL, b"1", XattrFlags::empty()).expect("seal");
-}
-
-fn unseal(path: &Path) -> Result<(), Errno> {
-    removexattr(path, SEAL)
-}
-
-/// Write a file through one mount and wait for its copy.
-fn sealed(daemon: &Daemon, path: PathBuf, data: &[u8]) -> PathBuf {
-    fs::write(&path, data).expect("write");
-    let before = daemon.metric("kos_copies_made_total");
-    seal(&path);
-    wait_for("the copy", || daemon.metric("kos_copies_made_total") > before);
-    path
-}
-
-fn map(file: &File) -> Mmap {
-    #[expect(unsafe_code, reason = "mapping a file is unsafe in Rust; nobody changes a sealed one")]
-    // SAFETY: the file is sealed.
-    unsafe { Mmap::map(file) }.expect("map")
-}
 
 /// A descriptor and a mapping that read all bytes, and whether the daemon was asked for none of them.
 fn read_all(daemon: &Daemon, path: &Path, data: &[u8]) -> (File, Mmap, bool) {
