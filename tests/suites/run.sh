@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Suites nobody here wrote, on a node and mount of their own: run.sh [--long] [SUITE…]
+# Suites nobody here wrote, on a node and mount of their own: run.sh [--long] [SUITE…]; one-mount and two-mounts are all
+# of the first and of the second kind.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 repository=$(cd "$here/../.." && pwd)
@@ -66,7 +67,7 @@ trap 'exit 130' INT TERM HUP
 run() {
     local name=$1 limit=$2 began=$SECONDS status=0
     shift 2
-    [[ "$wanted" = "  " || "$wanted" = *" $name "* ]] || return 0
+    [[ "$wanted" = "  " || "$wanted" = *" $name "* || "$wanted" = *" $kind "* ]] || return 0
     ran=$((ran + 1))
     # The function's own words, not this shell's.
     # shellcheck disable=SC2016
@@ -113,13 +114,11 @@ posix() {
     [ -z "$unknown" ] && [ "$passed" -ge "$posix_passes" ]
 }
 
-exercise() { # CONFIGURATION OPERATIONS SEED…
-    local configuration=$1 operations=$2 seed
+exercise() { # CONFIGURATION OPERATIONS SEED…: four seeds at once
+    local configuration=$1 operations=$2
     shift 2
-    for seed in "$@"; do
-        echo "seed $seed"
-        "$tools/bin/fsx" -f "$here/$configuration.toml" -N "$operations" -S "$seed" -P "$tmp" "file-$seed"
-    done
+    printf '%s\n' "$@" | xargs -P 4 -I{} sh -c '"$@" || { echo "seed {} failed"; exit 1; }' sh \
+        "$tools/bin/fsx" -f "$here/$configuration.toml" -N "$operations" -S {} -P "$tmp" file-{}
 }
 
 # The same, with a file that is now in one mount and now in the other: fsx opens its file anew all the time, and finds
@@ -343,6 +342,7 @@ export -f posix exercise exercise_two verify stress sqlite postgres clone tree s
 initdb=$(command -v initdb || find /usr/lib/postgresql -path '*/bin/initdb' 2>/dev/null | sort -V | tail -n 1) || initdb=
 export here repository tools tmp mount other posix_skips posix_passes stressors initdb
 
+kind=one-mount
 if [ -n "$long" ]; then
     run pjdfstest 600 posix
     run fsx 7200 exercise fsx 50000 1 2 3 4 5 6 7 8 9 10
@@ -375,6 +375,7 @@ run tar 300 archive
 run build 300 build
 
 # Two mounts of one node, whose locks exclude each other.
+kind=two-mounts
 kos down --state "$tmp/state"
 up
 "$target/release/mount-kosfs" "$tmp/state/kos.sock" "$other" -o rw
