@@ -2,6 +2,7 @@
 //! protocol, and a session decides nothing.
 
 mod fuser;
+mod requests;
 
 use std::fs;
 use std::io;

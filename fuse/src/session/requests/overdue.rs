@@ -1,20 +1,13 @@
 //! Requests whose threads are held up for longer than anything may take: an append to the metadata's log on a disk that
 //! hangs is the one thing that nobody can leave behind (docs/adr/0082). The kernel is told `ETIMEDOUT` in their place,
 //! so that programs go on; what their own threads answer later is nobody's any more.
-//!
-//! The kernel takes an answer only from the descriptor that the request came by, which is a thread's own. So all of this
-//! process are tried: it must have one mount.
 
-use std::fs;
 use std::io;
-use std::os::fd::RawFd;
-use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_types::patience;
-use rustix::process::{ForeignRawFd, PidfdFlags, PidfdGetfdFlags, getpid, pidfd_getfd, pidfd_open};
 
 /// Beyond what a request waits for others, and then for one flush.
 const LIMIT: Duration = Duration::from_mins(3);
@@ -35,11 +28,11 @@ pub(super) struct Overdue(Arc<Requests>);
 pub(super) struct Watched(Arc<Requests>, u64);
 
 impl Overdue {
-    /// Without a thread that looks, nothing is answered in another's place.
-    pub(super) fn new() -> Self {
+    /// `answer` tells the kernel, or says `NotFound`. Without a thread that looks, nothing is answered in another's place.
+    pub(super) fn new(answer: impl Fn(u64) -> io::Result<()> + Send + 'static) -> Self {
         let requests = Arc::<Requests>::default();
         let seen = Arc::downgrade(&requests);
-        let look = move || while look(&seen, patience(LIMIT), answer).is_some() {};
+        let look = move || while look(&seen, patience(LIMIT), &answer).is_some() {};
         if let Err(e) = thread::Builder::new().name("overdue".into()).spawn(look) {
             kos_types::log!("kos-fuse: {e}: requests that a disk holds up are not answered until it does");
         }
@@ -80,29 +73,6 @@ fn look(requests: &Weak<Requests>, limit: Duration, answer: impl Fn(u64) -> io::
     }
     thread::sleep(PERIOD);
     Some(())
-}
-
-/// Tell the kernel, by whichever descriptor the request came.
-fn answer(request: u64) -> io::Result<()> {
-    let mut text = Vec::with_capacity(16);
-    text.extend(16_u32.to_ne_bytes());
-    text.extend((-libc::ETIMEDOUT).to_ne_bytes());
-    text.extend(request.to_ne_bytes());
-    let own = pidfd_open(getpid(), PidfdFlags::empty())?;
-    let mut told = Err(io::ErrorKind::NotFound.into());
-    for entry in fs::read_dir("/proc/self/fd")?.flatten() {
-        let is_device = fs::read_link(entry.path()).is_ok_and(|to| to == Path::new("/dev/fuse"));
-        let number = entry.file_name().to_str().and_then(|name| name.parse::<RawFd>().ok());
-        let Some(number) = number.filter(|_| is_device) else { continue };
-        let device = pidfd_getfd(&own, number as ForeignRawFd, PidfdGetfdFlags::empty())?;
-        match rustix::io::write(&device, &text) {
-            Ok(_) => return Ok(()),
-            // Not by this one.
-            Err(rustix::io::Errno::NOENT) => {}
-            Err(e) => told = Err(e.into()),
-        }
-    }
-    told
 }
 
 #[cfg(test)]
