@@ -19,3 +19,5 @@ mod tests;
 
 pub use control::{ControlFile, WriteControl};
 pub use mount::{MountFlags, MountOptions, Mounted, Recall, mount};
+#[doc(hidden)]
+pub use session::protocol;

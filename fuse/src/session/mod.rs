@@ -2,6 +2,7 @@
 //! protocol, and a session decides nothing.
 
 mod fuser;
+pub mod protocol;
 mod requests;
 
 use std::fs;
