@@ -20,7 +20,7 @@ use clap::Parser;
 use door::Door;
 use fabricd::{Hub, Local, Node, Options, Runner, RunnerOptions};
 use heap::Heap;
-use kos_fuse::{MountFlags, MountOptions, Mounted};
+use kos_fuse::{MountFlags, MountOptions, Mounted, SessionKind};
 use kos_rpc::Server;
 use kos_store::lane::Lanes;
 use kos_types::{Error, Kind, Result};
@@ -60,6 +60,9 @@ struct Args {
     /// Leave fcntl locks of this mount to the kernel: faster, and other mounts do not see them.
     #[arg(long, env = "KOS_PRIVATE_LOCKS", value_parser = clap::builder::FalseyValueParser::new())]
     private_locks: bool,
+    /// Who speaks with the kernel: fuser, or dev.
+    #[arg(long, env = SessionKind::VARIABLE, default_value = "fuser")]
+    session: SessionKind,
 }
 
 /// STATE/run.json, while the mount answers.
@@ -131,6 +134,7 @@ fn run(args: &Args) -> Result<()> {
         flags: MountFlags::empty(),
         keep_names: false,
         share_locks: !args.private_locks,
+        session: args.session,
         first: true,
     };
     let hub = Hub::new(Arc::clone(&node))?;

@@ -18,6 +18,6 @@ mod session;
 mod tests;
 
 pub use control::{ControlFile, WriteControl};
-pub use mount::{MountFlags, MountOptions, Mounted, Recall, mount};
+pub use mount::{MountFlags, MountOptions, Mounted, Recall, SessionKind, mount};
 #[doc(hidden)]
 pub use session::protocol;

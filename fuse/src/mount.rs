@@ -7,6 +7,7 @@ use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
@@ -26,7 +27,7 @@ use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
 use crate::leases::{Returns, Watch};
 use crate::locks;
-use crate::session::{Caches, Fuser, Session, raise_pages};
+use crate::session::{Caches, Fuser, Own, Session, raise_pages};
 
 const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
@@ -56,6 +57,43 @@ pub struct MountOptions {
     pub keep_names: bool,
     /// POSIX locks are the fabric's, for all mounts, and not the kernel's, for this one.
     pub share_locks: bool,
+    /// Who speaks with the kernel.
+    pub session: SessionKind,
+}
+
+/// Who speaks with the kernel, and how.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SessionKind {
+    /// The crate fuser, on /dev/fuse.
+    #[default]
+    Fuser,
+    /// We, on /dev/fuse.
+    Dev,
+}
+
+impl SessionKind {
+    /// The environment's word for it.
+    pub const VARIABLE: &str = "KOS_SESSION";
+
+    /// What the environment says; the default where it does not.
+    ///
+    /// # Errors
+    /// When it is no such word.
+    pub fn of_environment() -> std::result::Result<Self, String> {
+        std::env::var(Self::VARIABLE).map_or_else(|_| Ok(Self::default()), |word| word.parse())
+    }
+}
+
+impl FromStr for SessionKind {
+    type Err = String;
+
+    fn from_str(word: &str) -> std::result::Result<Self, String> {
+        match word {
+            "fuser" => Ok(Self::Fuser),
+            "dev" => Ok(Self::Dev),
+            _ => Err(format!("there is no session {word:?}: it is fuser or dev")),
+        }
+    }
 }
 
 /// A mount in this process.
@@ -98,6 +136,19 @@ pub fn mount<F: Fabric + 'static>(
     lease: impl FnOnce(Arc<dyn Cache>) -> Result<Option<Arc<dyn Leases>>>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
+    match options.session {
+        SessionKind::Fuser => mount_by::<F, Fuser<F>>(fabric, options, control, lease, ended),
+        SessionKind::Dev => mount_by::<F, Own<F>>(fabric, options, control, lease, ended),
+    }
+}
+
+fn mount_by<F: Fabric + 'static, S: Session<F>>(
+    fabric: Arc<F>,
+    options: &MountOptions,
+    control: Vec<ControlFile>,
+    lease: impl FnOnce(Arc<dyn Cache>) -> Result<Option<Arc<dyn Leases>>>,
+    ended: impl FnOnce() + Send + 'static,
+) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
     fs.share_locks = options.share_locks;
     fs.keep_names = options.keep_names;
@@ -105,11 +156,11 @@ pub fn mount<F: Fabric + 'static>(
     if options.first {
         fs.job_leftovers()?;
     }
-    if let Err(e) = raise_pages(<Fuser<F> as Session<F>>::WRITE_BYTES_MAX) {
+    if let Err(e) = raise_pages(S::WRITE_BYTES_MAX) {
         kos_types::log!("kos-fuse: {e}: what is only written goes through the page cache");
     }
-    let device = attach(options, <Fuser<F> as Session<F>>::READ_BYTES_MAX)?;
-    let session = Fuser::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
+    let device = attach(options, S::READ_BYTES_MAX)?;
+    let session = S::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
         // Nothing serves it: a mount left behind would only answer "not connected".
         let _ = unmount(&options.dir, UnmountFlags::DETACH);
         Error::io("mount: handshake with the kernel", &e)

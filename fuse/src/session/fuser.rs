@@ -4,7 +4,6 @@
 mod caches;
 mod convert;
 mod late;
-mod room;
 
 use std::ffi::OsStr;
 use std::io;

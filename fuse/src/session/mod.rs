@@ -2,8 +2,10 @@
 //! protocol, and a session decides nothing.
 
 mod fuser;
+mod own;
 pub mod protocol;
 mod requests;
+mod room;
 
 use std::fs;
 use std::io;
@@ -15,6 +17,7 @@ use kos_types::{Fabric, Ino};
 use crate::fs::Fs;
 
 pub(crate) use self::fuser::Fuser;
+pub(crate) use self::own::Own;
 
 /// Pages that the kernel lets a request have, in all mounts of the machine.
 const PAGES_LIMIT: &str = "/proc/sys/fs/fuse/max_pages_limit";

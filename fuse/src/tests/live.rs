@@ -16,7 +16,7 @@ use rustix::mount::{UnmountFlags, unmount};
 use tempfile::TempDir;
 
 use super::model::Model;
-use crate::{MountFlags, MountOptions, Mounted, mount};
+use crate::{MountFlags, MountOptions, Mounted, SessionKind, mount};
 
 /// The directory that the serving process mounts, and by how many threads it is served.
 const DIR: &str = "KOS_FUSE_TEST_MOUNT";
@@ -117,6 +117,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         flags: MountFlags::empty(),
         keep_names: false,
         share_locks: false,
+        session: SessionKind::of_environment().expect("a session"),
         first: true,
     };
     mount(Arc::clone(model), &options, Vec::new(), |_| Ok(None), || ()).expect("mounts")

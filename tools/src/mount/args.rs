@@ -5,7 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
-use kos_fuse::MountFlags;
+use kos_fuse::{MountFlags, SessionKind};
 
 /// The first word of the serving process.
 pub(crate) const SERVE: &str = "--serve";
@@ -26,6 +26,7 @@ pub(crate) struct Args {
     pub(crate) dir: PathBuf,
     pub(crate) flags: MountFlags,
     pub(crate) patience: Duration,
+    pub(crate) session: SessionKind,
     /// Check, and mount nothing.
     pub(crate) fake: bool,
 }
@@ -57,16 +58,21 @@ pub(crate) fn parse(words: &[OsString]) -> Result<Args, String> {
     let (socket, subtree) = source_of(source)?;
     let mut flags = MountFlags::empty();
     let mut patience = PATIENCE;
+    let mut session = SessionKind::of_environment()?;
     for option in options.iter().flat_map(|list| list.as_bytes().split(|byte| *byte == b',')) {
-        let known =
-            set_flag(&mut flags, option) || is_for_others(option) || set_patience(&mut patience, option)?;
+        let known = set_flag(&mut flags, option)
+            || is_for_others(option)
+            || set_patience(&mut patience, option)?
+            || set_session(&mut session, option)?;
         if !known && !sloppy {
             let option = String::from_utf8_lossy(option);
-            return Err(format!("unknown option {option:?}; kosfs's own is timeout=SECONDS"));
+            return Err(format!(
+                "unknown option {option:?}; kosfs's own are timeout=SECONDS and session=fuser|dev"
+            ));
         }
     }
     let (source, dir) = (source.clone(), PathBuf::from(dir));
-    Ok(Args { source, socket, subtree, dir, flags, patience, fake })
+    Ok(Args { source, socket, subtree, dir, flags, patience, session, fake })
 }
 
 /// The socket and the directory of the tree behind it.
@@ -153,6 +159,12 @@ fn set_patience(patience: &mut Duration, option: &[u8]) -> Result<bool, String> 
     let secs = secs.filter(|secs| (1..=PATIENCE_SECS_MAX).contains(secs));
     let secs = secs.ok_or_else(|| format!("timeout= takes seconds, 1 to {PATIENCE_SECS_MAX}"))?;
     *patience = Duration::from_secs(secs);
+    Ok(true)
+}
+
+fn set_session(session: &mut SessionKind, option: &[u8]) -> Result<bool, String> {
+    let Some(word) = option.strip_prefix(b"session=") else { return Ok(false) };
+    *session = String::from_utf8_lossy(word).parse()?;
     Ok(true)
 }
 

@@ -68,6 +68,7 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         flags: args.flags,
         keep_names: true,
         share_locks: true,
+        session: args.session,
         first: false,
     };
     let control = control(client)?;

@@ -14,10 +14,10 @@ use fuser::{
 };
 use kos_types::{Attr, Dirent, FileKind, Ino, Time, TimeChange, limits};
 
-use super::room;
 use crate::fs::Caching;
 use crate::seal::Backing;
 use crate::session::requests::{Answer, Created, Fill, Found, Listing, Lock, Open, Reply, Space, Value};
+use crate::session::room;
 
 pub(super) const fn ino(node: INodeNo) -> Ino {
     Ino(node.0)

@@ -1,0 +1,154 @@
+//! Our own session: the kernel's protocol on /dev/fuse.
+
+mod answer;
+mod caches;
+mod device;
+mod dispatch;
+mod ioctl;
+mod reply;
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use kos_types::Fabric;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use self::device::Channels;
+use self::dispatch::Dispatch;
+use super::protocol::{
+    Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused, Wanted, agree, flag, opcode,
+};
+use super::requests::Requests;
+use super::{Caches, PAGE_BYTES, Session};
+use crate::fs::Fs;
+
+/// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
+/// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
+const MAX_WRITE: u32 = (1 << 20) + PAGE_BYTES;
+/// Bytes of one read: a whole part of a stripe, where the kernel reads ahead.
+const MAX_READ: u32 = 1 << 20;
+/// The kernel offers less; what it reads ahead is set after mounting.
+const MAX_READAHEAD: u32 = 1 << 30;
+/// Requests the kernel may have in flight in the background.
+const MAX_BACKGROUND: u16 = 64;
+/// The kernel sends its first request when it is mounted.
+const HANDSHAKE_SECONDS: i64 = 10;
+/// Larger than the first request.
+const HANDSHAKE_BYTES: usize = 8192;
+/// What the mount wants from the kernel, and what it does without.
+const WANTED: [(u64, &str); 14] = [
+    (flag::ASYNC_READ, "reads ahead at once"),
+    (flag::BIG_WRITES, "writes of more than a page"),
+    (flag::PARALLEL_DIROPS, "lookups in one directory at once"),
+    (flag::DO_READDIRPLUS, "listings with attributes"),
+    (flag::READDIRPLUS_AUTO, "listings with attributes where they are used"),
+    (flag::ASYNC_DIO, "O_DIRECT requests at once"),
+    (flag::HANDLE_KILLPRIV_V2, "writes without a look at the file's capabilities"),
+    (flag::DIRECT_IO_ALLOW_MMAP, "mappings of what goes past the page cache"),
+    (flag::CACHE_SYMLINKS, "symbolic links kept"),
+    (flag::MAX_PAGES, "requests of more than 128 KiB"),
+    (flag::POSIX_ACL, "access lists"),
+    (flag::DONT_MASK, "default access lists"),
+    (flag::PASSTHROUGH, "copies of sealed files read in place"),
+    (flag::INIT_EXT, "newer features"),
+];
+
+/// The connection.
+pub(crate) struct Own<F> {
+    dispatch: Arc<Dispatch<F>>,
+    channels: Arc<Channels>,
+    threads: usize,
+}
+
+/// Read the kernel's first request and answer it.
+fn shake_hands(device: &OwnedFd, wanted: &Wanted) -> io::Result<Agreed> {
+    let mut buffer = vec![0; HANDSHAKE_BYTES];
+    // One answer to a newer kernel, which asks again, and one to that.
+    for _ in 0..2 {
+        let mut polled = [PollFd::new(device, PollFlags::IN)];
+        let limit = Timespec { tv_sec: HANDSHAKE_SECONDS, tv_nsec: 0 };
+        if poll(&mut polled, Some(&limit))? == 0 {
+            return Err(io::Error::new(io::ErrorKind::TimedOut, "the kernel does not begin"));
+        }
+        let len = rustix::io::read(device, &mut buffer)?;
+        let header = Header::decode(&buffer[..len]).map_err(io::Error::other)?;
+        if header.opcode != opcode::INIT {
+            return Err(io::Error::other("the kernel's first request is not INIT"));
+        }
+        let init = InitIn::decode(&buffer[HEADER_BYTES..len]).map_err(io::Error::other)?;
+        let (agreed, body) = match agree(&init, wanted) {
+            Ok((agreed, body)) => (Some(agreed), body),
+            Err(Refused::Newer(body)) => (None, body),
+            Err(refused) => {
+                let error = OutHeader::error(header.unique, libc::EPROTO).encode();
+                rustix::io::write(device, &error)?;
+                return Err(io::Error::other(refused));
+            }
+        };
+        let mut answer = OutHeader::answer(header.unique, body.len()).encode().to_vec();
+        answer.extend(body);
+        rustix::io::write(device, &answer)?;
+        if let Some(agreed) = agreed {
+            return Ok(agreed);
+        }
+    }
+    Err(io::Error::other("the kernel does not speak FUSE's protocol 7"))
+}
+
+impl<F: Fabric + 'static> Session<F> for Own<F> {
+    const WRITE_BYTES_MAX: u32 = MAX_WRITE;
+    const READ_BYTES_MAX: u32 = MAX_READ;
+
+    fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
+        let locks = if fs.share_locks { flag::POSIX_LOCKS } else { 0 };
+        let wanted = Wanted {
+            flags: WANTED.iter().fold(locks, |all, (flag, _)| all | flag),
+            max_write: MAX_WRITE,
+            max_readahead: MAX_READAHEAD,
+            max_pages: MAX_WRITE.div_ceil(PAGE_BYTES) as u16,
+            max_background: MAX_BACKGROUND,
+            // A copy lies on a filesystem that is on no other one.
+            max_stack_depth: 1,
+            ..Wanted::default()
+        };
+        let agreed = shake_hands(&device, &wanted)?;
+        for (_, without) in WANTED.iter().filter(|(flag, _)| agreed.lacks(&wanted) & flag != 0) {
+            kos_types::log!("kos-fuse: this kernel does not offer {without}; the mount works without");
+        }
+        fs.streams.store(
+            agreed.has(flag::DIRECT_IO_ALLOW_MMAP) && super::takes_pages(MAX_WRITE),
+            Ordering::Relaxed,
+        );
+        fs.in_place.store(agreed.has(flag::PASSTHROUGH), Ordering::Relaxed);
+        let channels = Arc::new(Channels::new(device));
+        let late = Arc::downgrade(&channels);
+        let give_up = move |unique| late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT));
+        let requests = Requests::new(fs, give_up);
+        let dispatch = Arc::new(Dispatch { requests, agreed, channels: Arc::downgrade(&channels) });
+        Ok(Self { dispatch, channels, threads })
+    }
+
+    fn caches(&self) -> Box<dyn Caches> {
+        Box::new(caches::Kernel(Arc::downgrade(&self.channels)))
+    }
+
+    fn serve(self) -> io::Result<()> {
+        let Self { dispatch, channels, threads } = self;
+        let others: Vec<_> = (1..threads)
+            .map(|at| {
+                let (channel, dispatch) = (channels.more()?, Arc::clone(&dispatch));
+                let serve = move || channel.serve(&*dispatch);
+                thread::Builder::new().name(format!("fuse-{at}")).spawn(serve)
+            })
+            .collect::<io::Result<_>>()?;
+        let mut ended = channels.first().serve(&*dispatch);
+        for thread in others {
+            let other = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
+            ended = ended.and(other);
+        }
+        ended
+    }
+}
