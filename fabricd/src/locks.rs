@@ -1,4 +1,4 @@
-//! POSIX locks between the mounts of a node: soft state that goes with the mount.
+//! Locks of fcntl(2) and flock(2) between the mounts of a node: soft state that goes with the mount.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -20,7 +20,7 @@ fn lock_of(mount: u64, lock: &FileLock) -> Result<(Lock, bool)> {
     if lock.start >= lock.end {
         return Err(Error::new(Kind::Invalid, "lock: an empty range"));
     }
-    let owner = Owner { session: SessionId(mount), owner: lock.owner, flock: false };
+    let owner = Owner { session: SessionId(mount), owner: lock.owner, flock: lock.flock };
     let kind = lock.kind.unwrap_or(LockKind::Write);
     let span = Span { start: lock.start, end: lock.end };
     Ok((Lock { owner, kind, span, pid: lock.pid }, lock.kind.is_none()))
@@ -45,6 +45,7 @@ impl Locks {
             start: held.span.start,
             end: held.span.end,
             pid: held.pid,
+            flock: held.owner.flock,
         }))
     }
 

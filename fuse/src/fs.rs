@@ -19,6 +19,7 @@ use crate::known::Known;
 use crate::leases::{Held, is_shared};
 use crate::locks::Locks;
 use crate::seal::{Backing, Register, SEAL};
+use crate::signals::Signals;
 
 /// `.` and `..` in listings.
 const DOT: u64 = 1;
@@ -87,6 +88,7 @@ pub(crate) struct Fs<F> {
     known: Known,
     pub(crate) held: Held,
     pub(crate) locks: Arc<Locks>,
+    pub(crate) signals: Arc<Signals>,
     /// What is only written goes past the page cache: the kernel can map a file that is open that way.
     pub(crate) streams: AtomicBool,
     /// What is asked of directories beside other mounts is kept.
@@ -133,16 +135,18 @@ impl<F: Fabric> Fs<F> {
     /// `patience` is what a request waits for one thing.
     pub(crate) fn with_patience(fabric: Arc<F>, control: Vec<ControlFile>, patience: Duration) -> Self {
         let has_jobs = fabric.attr(JOBS).is_ok();
+        let signals = Arc::<Signals>::default();
         Self {
             files: Arc::new(Files::new(Arc::clone(&fabric), patience)),
             fabric,
             control: Tree::new(control, now(), has_jobs),
-            jobs: Jobs::default(),
+            jobs: Jobs::new(Arc::clone(&signals)),
             handles: Mutex::default(),
             next_handle: AtomicU64::new(1),
             known: Known::default(),
             held: Held::default(),
-            locks: Arc::default(),
+            locks: Arc::new(Locks::new(Arc::clone(&signals))),
+            signals,
             streams: AtomicBool::new(false),
             keep_names: false,
             share_locks: false,

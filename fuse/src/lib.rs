@@ -14,10 +14,9 @@ mod mount;
 mod relaxed;
 mod seal;
 mod session;
+mod signals;
 #[cfg(test)]
 mod tests;
 
 pub use control::{ControlFile, WriteControl};
 pub use mount::{MountFlags, MountOptions, Mounted, Recall, SessionKind, mount};
-#[doc(hidden)]
-pub use session::protocol;

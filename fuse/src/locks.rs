@@ -1,5 +1,6 @@
-//! POSIX locks of the programs of this mount, which the fabric keeps. Those who wait hold no thread of the session: their
-//! answers are kept until the fabric grants, or until a signal is pending, which the kernel does not tell us through fuser.
+//! Locks of the programs of this mount, which the fabric keeps: those of fcntl(2), and of flock(2) where the session tells
+//! them apart. Those who wait hold no thread of the session: their answers are kept until the fabric grants, or until a
+//! signal is pending.
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use kos_types::{Error, Fabric, FileLock, Ino, Kind, LockAnswer, Result};
 
-use crate::jobs::is_signalled;
+use crate::signals::{self, Signals};
 
 /// Requests that wait at once.
 const WAITERS_MAX: usize = 1024;
@@ -23,17 +24,16 @@ struct Waiter {
     request: u64,
     ino: Ino,
     lock: FileLock,
-    /// The waiting thread, as this process sees it; 0 when it does not.
-    thread: u32,
+    who: signals::Waiter,
     deliver: Deliver,
 }
 
-/// Who may hold a lock: file, owner, and the open file it came through.
-type Owner = (Ino, u64, u64);
+/// Who may hold a lock: file, owner, the open file it came through, and whether it is one of flock(2).
+type Owner = (Ino, u64, u64, bool);
 
 /// The locks of one mount, as far as it must know of them.
-#[derive(Default)]
 pub(crate) struct Locks {
+    signals: Arc<Signals>,
     owners: Mutex<HashSet<Owner>>,
     waiting: Mutex<Waiting>,
     changed: Condvar,
@@ -51,6 +51,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Locks {
+    pub(crate) fn new(signals: Arc<Signals>) -> Self {
+        Self {
+            signals,
+            owners: Mutex::default(),
+            waiting: Mutex::default(),
+            changed: Condvar::new(),
+            last: AtomicU64::new(0),
+        }
+    }
+
     /// Take or give back, and do not wait.
     pub(crate) fn set<F: Fabric>(
         &self,
@@ -69,7 +79,7 @@ impl Locks {
         fabric: &F,
         (ino, handle): (Ino, u64),
         wanted: FileLock,
-        thread: u32,
+        who: signals::Waiter,
         deliver: Deliver,
     ) {
         self.note(ino, handle, &wanted);
@@ -83,14 +93,14 @@ impl Locks {
             drop(waiting);
             return deliver(Self::give_up(fabric, (request, ino, &wanted), Ok(LockAnswer::Full)));
         }
-        waiting.list.push(Waiter { request, ino, lock: wanted, thread, deliver });
+        waiting.list.push(Waiter { request, ino, lock: wanted, who, deliver });
         drop(waiting);
         self.changed.notify_all();
     }
 
     fn note(&self, ino: Ino, handle: u64, wanted: &FileLock) {
         if wanted.kind.is_some() {
-            lock(&self.owners).insert((ino, wanted.owner, handle));
+            lock(&self.owners).insert((ino, wanted.owner, handle, wanted.flock));
         }
     }
 
@@ -107,9 +117,27 @@ impl Locks {
         }
     }
 
+    /// A request was interrupted: who waits by it waits no more.
+    pub(crate) fn interrupt<F: Fabric>(&self, fabric: &F, request: u64) {
+        let mut waiting = lock(&self.waiting);
+        let at = waiting.list.iter().position(|waiter| waiter.who.request == request);
+        let found = at.map(|at| waiting.list.remove(at));
+        drop(waiting);
+        // One that is just being looked at is asked about when it has been.
+        if let Some(waiter) = found {
+            Self::end(fabric, waiter);
+        }
+    }
+
+    fn end<F: Fabric>(fabric: &F, waiter: Waiter) {
+        let signal = Err(Error::new(Kind::Interrupted, "lock: a signal"));
+        let given_up = Self::give_up(fabric, (waiter.request, waiter.ino, &waiter.lock), signal);
+        (waiter.deliver)(given_up);
+    }
+
     /// A process closes a file: its locks there go.
     pub(crate) fn closed<F: Fabric>(&self, fabric: &F, ino: Ino, owner: u64) -> Result<()> {
-        self.drop_owners(fabric, |own| own.0 == ino && own.1 == owner)
+        self.drop_owners(fabric, |own| own.0 == ino && own.1 == owner && !own.3)
     }
 
     /// An open file is gone: so are the locks that came through it, also those of the open file itself.
@@ -119,8 +147,8 @@ impl Locks {
 
     fn drop_owners<F: Fabric>(&self, fabric: &F, gone: impl Fn(&Owner) -> bool) -> Result<()> {
         let gone: Vec<Owner> = lock(&self.owners).extract_if(gone).collect();
-        gone.into_iter().try_for_each(|(ino, owner, _)| {
-            let all = FileLock { owner, kind: None, start: 0, end: u64::MAX, pid: 0 };
+        gone.into_iter().try_for_each(|(ino, owner, _, flock)| {
+            let all = FileLock { owner, kind: None, start: 0, end: u64::MAX, pid: 0, flock };
             fabric.set_lock(ino, &all, None).map(drop)
         })
     }
@@ -137,11 +165,7 @@ impl Locks {
         let mut still = Vec::new();
         for waiter in waiting {
             match fabric.set_lock(waiter.ino, &waiter.lock, Some(waiter.request)) {
-                Ok(LockAnswer::Waiting) if is_signalled(waiter.thread) => {
-                    let signal = Err(Error::new(Kind::Interrupted, "lock: a signal"));
-                    let given_up = Self::give_up(fabric, (waiter.request, waiter.ino, &waiter.lock), signal);
-                    (waiter.deliver)(given_up);
-                }
+                Ok(LockAnswer::Waiting) if self.signals.interrupts(waiter.who) => Self::end(fabric, waiter),
                 Ok(LockAnswer::Waiting) => still.push(waiter),
                 other => (waiter.deliver)(other),
             }

@@ -9,12 +9,12 @@ const RANGES_MAX: usize = 1024;
 
 /// What each owner did to each file, in order; what later changes undo is left out.
 #[derive(Debug, Default)]
-pub(crate) struct Held(BTreeMap<(Ino, u64), Vec<FileLock>>);
+pub(crate) struct Held(BTreeMap<(Ino, u64, bool), Vec<FileLock>>);
 
 impl Held {
     /// A lock was granted or given back.
     pub(crate) fn note(&mut self, ino: Ino, lock: FileLock) {
-        let own = self.0.entry((ino, lock.owner)).or_default();
+        let own = self.0.entry((ino, lock.owner, lock.flock)).or_default();
         own.retain(|old| old.start < lock.start || lock.end < old.end);
         let overlaps = own.iter().any(|old| old.start < lock.end && lock.start < old.end);
         if lock.kind.is_some() || overlaps {
@@ -24,13 +24,13 @@ impl Held {
             own.remove(0);
         }
         if own.is_empty() {
-            self.0.remove(&(ino, lock.owner));
+            self.0.remove(&(ino, lock.owner, lock.flock));
         }
     }
 
     /// What to ask for, in this order.
     pub(crate) fn all(&self) -> Vec<(Ino, FileLock)> {
-        self.0.iter().flat_map(|((ino, _), locks)| locks.iter().map(|lock| (*ino, *lock))).collect()
+        self.0.iter().flat_map(|((ino, ..), locks)| locks.iter().map(|lock| (*ino, *lock))).collect()
     }
 }
 
@@ -41,7 +41,7 @@ mod tests {
     use super::*;
 
     fn lock(owner: u64, kind: Option<LockKind>, start: u64, end: u64) -> FileLock {
-        FileLock { owner, kind, start, end, pid: 1 }
+        FileLock { owner, kind, start, end, pid: 1, flock: false }
     }
 
     #[test]

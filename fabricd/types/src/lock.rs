@@ -24,6 +24,8 @@ pub struct FileLock {
     pub end: u64,
     /// What F_GETLK answers.
     pub pid: u32,
+    /// One of flock(2), which those of fcntl(2) neither see nor conflict with.
+    pub flock: bool,
 }
 
 /// What became of a request.

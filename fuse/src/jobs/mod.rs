@@ -16,10 +16,11 @@ use kos_types::{
 };
 
 pub(crate) use drops::Caller;
-pub(crate) use wait::{Answerer, is_signalled};
+pub(crate) use wait::Answerer;
 
 use crate::control;
 use crate::fs::{Fs, Name};
+use crate::signals::{self, Signals};
 use drops::Drops;
 use wait::{Deliver, Waiters};
 
@@ -84,10 +85,15 @@ fn not_permitted(why: &str) -> Error {
 }
 
 /// What a mount remembers of jobs.
-#[derive(Default)]
 pub(crate) struct Jobs {
     drops: Drops,
     pub(crate) waiters: Arc<Waiters>,
+}
+
+impl Jobs {
+    pub(crate) fn new(signals: Arc<Signals>) -> Self {
+        Self { drops: Drops::default(), waiters: Arc::new(Waiters::new(signals)) }
+    }
 }
 
 impl<F: Fabric> Fs<F> {
@@ -184,9 +190,9 @@ impl<F: Fabric> Fs<F> {
     }
 
     /// Answer a read of a `wait` file, now or when the job has ended.
-    pub(crate) fn wait(&self, ino: Ino, pid: u32, off: u64, deliver: Deliver) {
+    pub(crate) fn wait(&self, ino: Ino, who: signals::Waiter, off: u64, deliver: Deliver) {
         match file_of(ino) {
-            Some((id, JobFile::Wait)) => self.jobs.waiters.read(&*self.fabric, id, pid, off, deliver),
+            Some((id, JobFile::Wait)) => self.jobs.waiters.read(&*self.fabric, id, who, off, deliver),
             _ => deliver(Err(Error::new(Kind::Stale, "wait: no such file"))),
         }
     }

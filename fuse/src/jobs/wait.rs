@@ -1,13 +1,14 @@
 //! Readers of `wait` files. They hold no thread of the session: their answers are kept until the job ends, or until a
-//! signal is pending for the reader, which the kernel does not tell us through fuser.
+//! signal is pending for the reader.
 
-use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use kos_types::{Error, Fabric, Job, JobId, Kind, Result};
+
+use crate::signals::{self, Signals};
 
 /// Readers that wait at once.
 const WAITERS_MAX: usize = 1024;
@@ -19,14 +20,13 @@ pub(crate) type Deliver = Box<dyn FnOnce(Result<Vec<u8>>) + Send>;
 
 struct Waiter {
     job: JobId,
-    /// The reading thread, as this process sees it; 0 when it does not.
-    pid: u32,
+    who: signals::Waiter,
     deliver: Deliver,
 }
 
 /// Everybody who waits.
-#[derive(Default)]
 pub(crate) struct Waiters {
+    signals: Arc<Signals>,
     list: Mutex<Vec<Waiter>>,
     changed: Condvar,
     stop: AtomicBool,
@@ -37,13 +37,40 @@ fn answer(job: &Job) -> Vec<u8> {
     format!("{}\n", job.exit.unwrap_or_default()).into_bytes()
 }
 
+fn interrupted() -> Error {
+    Error::new(Kind::Interrupted, "wait: a signal")
+}
+
 impl Waiters {
+    pub(crate) fn new(signals: Arc<Signals>) -> Self {
+        Self { signals, list: Mutex::default(), changed: Condvar::new(), stop: AtomicBool::new(false) }
+    }
+
+    /// A request was interrupted: who waits by it waits no more.
+    pub(crate) fn interrupt(&self, request: u64) {
+        let mut list = self.list();
+        let at = list.iter().position(|waiter| waiter.who.request == request);
+        let found = at.map(|at| list.remove(at));
+        drop(list);
+        // One that is just being looked at is asked about when it has been.
+        if let Some(waiter) = found {
+            (waiter.deliver)(Err(interrupted()));
+        }
+    }
+
     fn list(&self) -> MutexGuard<'_, Vec<Waiter>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Read from `off` on, now or when the job has ended.
-    pub(crate) fn read<F: Fabric>(&self, fabric: &F, job: JobId, pid: u32, off: u64, deliver: Deliver) {
+    pub(crate) fn read<F: Fabric>(
+        &self,
+        fabric: &F,
+        job: JobId,
+        who: signals::Waiter,
+        off: u64,
+        deliver: Deliver,
+    ) {
         let deliver: Deliver = Box::new(move |text| {
             let skip = usize::try_from(off).unwrap_or(usize::MAX);
             deliver(text.map(|text| text.get(skip..).unwrap_or_default().to_vec()));
@@ -58,7 +85,7 @@ impl Waiters {
             drop(list);
             return deliver(Err(Error::new(Kind::Busy, "wait: too many readers wait")));
         }
-        list.push(Waiter { job, pid, deliver });
+        list.push(Waiter { job, who, deliver });
         drop(list);
         self.changed.notify_all();
     }
@@ -76,25 +103,13 @@ impl Waiters {
         for waiter in waiting {
             match fabric.job(waiter.job) {
                 Ok(job) if job.state.is_ended() => (waiter.deliver)(Ok(answer(&job))),
-                Ok(_) if is_signalled(waiter.pid) => {
-                    (waiter.deliver)(Err(Error::new(Kind::Interrupted, "wait: a signal")));
-                }
+                Ok(_) if self.signals.interrupts(waiter.who) => (waiter.deliver)(Err(interrupted())),
                 Ok(_) => still.push(waiter),
                 Err(e) => (waiter.deliver)(Err(e)),
             }
         }
         self.list().append(&mut still);
     }
-}
-
-/// Whether a thread has a signal pending that it neither blocks nor ignores.
-pub(crate) fn is_signalled(pid: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{pid}/status")) else { return false };
-    let mask = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-        line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-    };
-    (mask("SigPnd") | mask("ShdPnd")) & !mask("SigBlk") & !mask("SigIgn") != 0
 }
 
 /// The thread that answers; it ends when this is dropped.

@@ -3,7 +3,7 @@
 
 mod fuser;
 mod own;
-pub mod protocol;
+mod protocol;
 mod requests;
 mod room;
 

@@ -4,8 +4,12 @@
 
 mod extents;
 mod fs;
+mod fuse;
 mod input;
 mod lz4;
+// By itself: its crate needs fuser, and a third more to build.
+#[path = "../../../fuse/src/session/protocol/mod.rs"]
+mod protocol;
 mod records;
 mod shard;
 mod spec;
@@ -18,7 +22,7 @@ use std::sync::LazyLock;
 type Target = fn(&[u8]);
 
 /// run.sh reads the names from here: one in each line.
-const TARGETS: [(&str, Target); 8] = [
+const TARGETS: [(&str, Target); 9] = [
     ("records", records::run),
     ("shard", shard::run),
     ("stripe", stripe::run),
@@ -27,6 +31,7 @@ const TARGETS: [(&str, Target); 8] = [
     ("extents", extents::run),
     ("spec", spec::run),
     ("wire", wire::run),
+    ("fuse", fuse::run),
 ];
 
 static TARGET: LazyLock<Target> = LazyLock::new(|| {

@@ -86,7 +86,7 @@ fn file_attr(attr: &Attr) -> FileAttr {
 }
 
 pub(super) const fn lock(owner: LockOwner, (start, last): (u64, u64), kind: i32, pid: u32) -> Lock {
-    Lock { owner: owner.0, start, last, kind, pid }
+    Lock { owner: owner.0, start, last, kind, pid, flock: false }
 }
 
 const fn open_flags(caching: &Caching) -> FopenFlags {

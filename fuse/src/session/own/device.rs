@@ -1,9 +1,9 @@
 //! /dev/fuse: a request is read, and its answer written to the descriptor that it came by.
 
+use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::Fabric;
 use rustix::io::Errno;
@@ -19,8 +19,8 @@ const PAGE_BYTES: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Channel {
     device: OwnedFd,
-    /// The request in this thread's hands that may be given up: 0 for none.
-    current: AtomicU64,
+    /// Requests without an answer that may be given up.
+    pending: Mutex<HashSet<u64>>,
 }
 
 /// All of a connection.
@@ -67,9 +67,11 @@ impl Channels {
         told
     }
 
-    /// Whether a thread has this request in its hands, and it may be given up.
-    pub(super) fn is_current(&self, unique: u64) -> bool {
-        self.all().iter().any(|channel| channel.current.load(Ordering::SeqCst) == unique)
+    /// Answer EINTR to a request that may be given up and is not answered yet.
+    pub(super) fn interrupt(&self, unique: u64) {
+        if let Some(channel) = self.all().iter().find(|channel| channel.forget(unique)) {
+            channel.give_up(unique);
+        }
     }
 }
 
@@ -90,8 +92,24 @@ const fn may_be_given_up(op: u32) -> bool {
 }
 
 impl Channel {
-    const fn new(device: OwnedFd) -> Self {
-        Self { device, current: AtomicU64::new(0) }
+    fn new(device: OwnedFd) -> Self {
+        Self { device, pending: Mutex::new(HashSet::new()) }
+    }
+
+    fn pending(&self) -> MutexGuard<'_, HashSet<u64>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A request is answered now. Whether it was not before.
+    pub(super) fn forget(&self, unique: u64) -> bool {
+        self.pending().remove(&unique)
+    }
+
+    fn give_up(&self, unique: u64) {
+        match rustix::io::write(&self.device, &OutHeader::error(unique, libc::EINTR).encode()) {
+            Ok(_) | Err(Errno::NOENT | Errno::NODEV | Errno::CONNABORTED | Errno::NOTCONN) => {}
+            Err(e) => kos_types::log!("kos-fuse: request {unique} is not given up: {e}"),
+        }
     }
 
     pub(super) const fn device(&self) -> &OwnedFd {
@@ -117,14 +135,19 @@ impl Channel {
             };
             let request = &buffer[..len];
             let header = Header::decode(request).map_err(io::Error::other)?;
-            let reply = Reply::to(self, header.unique);
+            let may_end = may_be_given_up(header.opcode);
+            if may_end {
+                self.pending().insert(header.unique);
+            }
+            let reply = Reply::to(self, header.unique, may_end);
             match split(header.opcode, &request[HEADER_BYTES..], &dispatch.agreed) {
                 Ok((args, payload)) => {
-                    if may_be_given_up(header.opcode) {
-                        self.current.store(header.unique, Ordering::SeqCst);
+                    // The signal may have come by another thread, and have been faster.
+                    if may_end && dispatch.requests.fs.signals.was_told(header.unique) {
+                        reply.error(libc::EINTR);
+                        continue;
                     }
                     dispatch.handle(&header, args, payload, reply);
-                    self.current.store(0, Ordering::SeqCst);
                 }
                 Err(e) => {
                     kos_types::log!("kos-fuse: request {} of the kernel: {e}", header.opcode);

@@ -33,7 +33,14 @@ fn set_attr(set: &Setattr) -> SetAttr {
 }
 
 const fn asked(lock: &protocol::Lock) -> Lock {
-    Lock { owner: lock.owner, start: lock.start, last: lock.end, kind: lock.kind, pid: lock.pid }
+    Lock {
+        owner: lock.owner,
+        start: lock.start,
+        last: lock.end,
+        kind: lock.kind,
+        pid: lock.pid,
+        flock: lock.flock,
+    }
 }
 
 impl<F: Fabric + 'static> Dispatch<F> {
@@ -143,7 +150,10 @@ impl<F: Fabric + 'static> Dispatch<F> {
             Operation::Setlk { lock, wait } => {
                 all.setlk((node, lock.fh), asked(&lock), wait, from, empty(reply));
             }
-            Operation::Interrupt { unique } => self.interrupt(unique, reply),
+            Operation::Interrupt { unique } => {
+                reply.none();
+                self.interrupt(unique);
+            }
             Operation::Fallocate { off, len, mode, .. } => {
                 all.fallocate(node, (off, len), mode, from, empty(reply));
             }
@@ -171,12 +181,10 @@ impl<F: Fabric + 'static> Dispatch<F> {
     }
 
     /// A signal for who asked. What changes nothing is answered at once, whatever holds it up.
-    fn interrupt(&self, unique: u64, reply: Reply) {
-        let Some(channels) = self.channels.upgrade() else { return reply.none() };
-        if channels.is_current(unique) {
-            // Answered by itself meanwhile.
-            drop(channels.answer(unique, libc::EINTR));
+    fn interrupt(&self, unique: u64) {
+        self.requests.interrupt(unique);
+        if let Some(channels) = self.channels.upgrade() {
+            channels.interrupt(unique);
         }
-        reply.none();
     }
 }

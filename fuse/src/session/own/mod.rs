@@ -103,7 +103,7 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
     const READ_BYTES_MAX: u32 = MAX_READ;
 
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
-        let locks = if fs.share_locks { flag::POSIX_LOCKS } else { 0 };
+        let locks = if fs.share_locks { flag::POSIX_LOCKS | flag::FLOCK_LOCKS } else { 0 };
         let wanted = Wanted {
             flags: WANTED.iter().fold(locks, |all, (flag, _)| all | flag),
             max_write: MAX_WRITE,
@@ -126,6 +126,7 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
         let channels = Arc::new(Channels::new(device));
         let late = Arc::downgrade(&channels);
         let give_up = move |unique| late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT));
+        fs.signals.will_be_told();
         let requests = Requests::new(fs, give_up);
         let dispatch = Arc::new(Dispatch { requests, agreed, channels: Arc::downgrade(&channels) });
         Ok(Self { dispatch, channels, threads })

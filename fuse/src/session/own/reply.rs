@@ -15,11 +15,14 @@ use crate::session::room;
 pub(super) struct Reply {
     unique: u64,
     to: Option<Arc<Channel>>,
+    /// Somebody else may have given it meanwhile.
+    may_end: bool,
 }
 
 impl Reply {
-    pub(super) fn to(channel: &Arc<Channel>, unique: u64) -> Self {
-        Self { unique, to: Some(Arc::clone(channel)) }
+    /// `may_end`: the channel has it among those that may be given up.
+    pub(super) fn to(channel: &Arc<Channel>, unique: u64, may_end: bool) -> Self {
+        Self { unique, to: Some(Arc::clone(channel)), may_end }
     }
 
     /// There is none for this request.
@@ -57,6 +60,9 @@ impl Reply {
 
     fn send(&mut self, header: &[u8; OUT_HEADER_BYTES], body: &[u8]) {
         let Some(channel) = self.to.take() else { return };
+        if self.may_end && !channel.forget(self.unique) {
+            return;
+        }
         let parts = [IoSlice::new(header), IoSlice::new(body)];
         let parts = if body.is_empty() { &parts[..1] } else { &parts[..] };
         match rustix::io::writev(channel.device(), parts) {

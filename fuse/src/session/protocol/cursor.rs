@@ -4,16 +4,16 @@ use std::fmt;
 
 /// Bytes that are no request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed {
+pub(crate) struct Malformed {
     /// The part that is wrong.
-    pub part: &'static str,
+    pub(crate) part: &'static str,
     /// What is wrong with it.
-    pub fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// What may be wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub(crate) enum Fault {
     /// Fewer bytes than it has.
     Short,
     /// A name without the NUL that ends it.

@@ -43,7 +43,7 @@ type Decoded<'a> = Result<Operation<'a>, Malformed>;
 ///
 /// # Errors
 /// When they are no such request.
-pub fn decode<'a>(header: &Header, args: &'a [u8], payload: &'a [u8], agreed: &Agreed) -> Decoded<'a> {
+pub(crate) fn decode<'a>(header: &Header, args: &'a [u8], payload: &'a [u8], agreed: &Agreed) -> Decoded<'a> {
     let args = args.get(..args_bytes(header.opcode, agreed));
     let args = args.ok_or(Malformed::new("arguments", Fault::Short))?;
     let (payload, group) = extension::cut(payload, header.extensions)?;

@@ -6,11 +6,11 @@ use super::cursor::{Cursor, Malformed};
 use super::small::Small;
 
 /// The protocol's version that is spoken.
-pub const MAJOR: u32 = 7;
+pub(crate) const MAJOR: u32 = 7;
 /// The newest minor one, and the oldest.
-pub const MINOR: u32 = 45;
+pub(crate) const MINOR: u32 = 45;
 /// Older kernels would need other structures: 7.31 is that of Linux 5.4.
-pub const MINOR_LEAST: u32 = 31;
+pub(crate) const MINOR_LEAST: u32 = 31;
 
 /// The kernel makes no request smaller.
 const WRITE_BYTES_LEAST: u32 = 4096;
@@ -21,56 +21,55 @@ const BUFFER_BYTES_LEAST: usize = 8192;
 /// Headers before the data of a WRITE.
 const WRITE_HEAD_BYTES: usize = 80;
 
-#[expect(missing_docs, reason = "each is named as in linux/fuse.h, without FUSE_")]
-pub mod flag {
-    //! What a kernel may offer, and a filesystem want.
+pub(crate) mod flag {
+    //! What a kernel may offer, and a filesystem want, named as in linux/fuse.h, without FUSE_.
 
-    pub const ASYNC_READ: u64 = 1 << 0;
-    pub const POSIX_LOCKS: u64 = 1 << 1;
-    pub const FILE_OPS: u64 = 1 << 2;
-    pub const ATOMIC_O_TRUNC: u64 = 1 << 3;
-    pub const EXPORT_SUPPORT: u64 = 1 << 4;
-    pub const BIG_WRITES: u64 = 1 << 5;
-    pub const DONT_MASK: u64 = 1 << 6;
-    pub const SPLICE_WRITE: u64 = 1 << 7;
-    pub const SPLICE_MOVE: u64 = 1 << 8;
-    pub const SPLICE_READ: u64 = 1 << 9;
-    pub const FLOCK_LOCKS: u64 = 1 << 10;
-    pub const HAS_IOCTL_DIR: u64 = 1 << 11;
-    pub const AUTO_INVAL_DATA: u64 = 1 << 12;
-    pub const DO_READDIRPLUS: u64 = 1 << 13;
-    pub const READDIRPLUS_AUTO: u64 = 1 << 14;
-    pub const ASYNC_DIO: u64 = 1 << 15;
-    pub const WRITEBACK_CACHE: u64 = 1 << 16;
-    pub const NO_OPEN_SUPPORT: u64 = 1 << 17;
-    pub const PARALLEL_DIROPS: u64 = 1 << 18;
-    pub const HANDLE_KILLPRIV: u64 = 1 << 19;
-    pub const POSIX_ACL: u64 = 1 << 20;
-    pub const ABORT_ERROR: u64 = 1 << 21;
-    pub const MAX_PAGES: u64 = 1 << 22;
-    pub const CACHE_SYMLINKS: u64 = 1 << 23;
-    pub const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
-    pub const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
-    pub const MAP_ALIGNMENT: u64 = 1 << 26;
-    pub const SUBMOUNTS: u64 = 1 << 27;
-    pub const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
-    pub const SETXATTR_EXT: u64 = 1 << 29;
+    pub(crate) const ASYNC_READ: u64 = 1 << 0;
+    pub(crate) const POSIX_LOCKS: u64 = 1 << 1;
+    pub(crate) const FILE_OPS: u64 = 1 << 2;
+    pub(crate) const ATOMIC_O_TRUNC: u64 = 1 << 3;
+    pub(crate) const EXPORT_SUPPORT: u64 = 1 << 4;
+    pub(crate) const BIG_WRITES: u64 = 1 << 5;
+    pub(crate) const DONT_MASK: u64 = 1 << 6;
+    pub(crate) const SPLICE_WRITE: u64 = 1 << 7;
+    pub(crate) const SPLICE_MOVE: u64 = 1 << 8;
+    pub(crate) const SPLICE_READ: u64 = 1 << 9;
+    pub(crate) const FLOCK_LOCKS: u64 = 1 << 10;
+    pub(crate) const HAS_IOCTL_DIR: u64 = 1 << 11;
+    pub(crate) const AUTO_INVAL_DATA: u64 = 1 << 12;
+    pub(crate) const DO_READDIRPLUS: u64 = 1 << 13;
+    pub(crate) const READDIRPLUS_AUTO: u64 = 1 << 14;
+    pub(crate) const ASYNC_DIO: u64 = 1 << 15;
+    pub(crate) const WRITEBACK_CACHE: u64 = 1 << 16;
+    pub(crate) const NO_OPEN_SUPPORT: u64 = 1 << 17;
+    pub(crate) const PARALLEL_DIROPS: u64 = 1 << 18;
+    pub(crate) const HANDLE_KILLPRIV: u64 = 1 << 19;
+    pub(crate) const POSIX_ACL: u64 = 1 << 20;
+    pub(crate) const ABORT_ERROR: u64 = 1 << 21;
+    pub(crate) const MAX_PAGES: u64 = 1 << 22;
+    pub(crate) const CACHE_SYMLINKS: u64 = 1 << 23;
+    pub(crate) const NO_OPENDIR_SUPPORT: u64 = 1 << 24;
+    pub(crate) const EXPLICIT_INVAL_DATA: u64 = 1 << 25;
+    pub(crate) const MAP_ALIGNMENT: u64 = 1 << 26;
+    pub(crate) const SUBMOUNTS: u64 = 1 << 27;
+    pub(crate) const HANDLE_KILLPRIV_V2: u64 = 1 << 28;
+    pub(crate) const SETXATTR_EXT: u64 = 1 << 29;
     /// Those from 32 on are there. [`agree`](super::agree) sees to it.
-    pub const INIT_EXT: u64 = 1 << 30;
+    pub(crate) const INIT_EXT: u64 = 1 << 30;
     /// Means nothing, and is never agreed upon.
-    pub const INIT_RESERVED: u64 = 1 << 31;
-    pub const SECURITY_CTX: u64 = 1 << 32;
-    pub const HAS_INODE_DAX: u64 = 1 << 33;
-    pub const CREATE_SUPP_GROUP: u64 = 1 << 34;
-    pub const HAS_EXPIRE_ONLY: u64 = 1 << 35;
-    pub const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
+    pub(crate) const INIT_RESERVED: u64 = 1 << 31;
+    pub(crate) const SECURITY_CTX: u64 = 1 << 32;
+    pub(crate) const HAS_INODE_DAX: u64 = 1 << 33;
+    pub(crate) const CREATE_SUPP_GROUP: u64 = 1 << 34;
+    pub(crate) const HAS_EXPIRE_ONLY: u64 = 1 << 35;
+    pub(crate) const DIRECT_IO_ALLOW_MMAP: u64 = 1 << 36;
     /// With a stack depth, and not beside [`WRITEBACK_CACHE`].
-    pub const PASSTHROUGH: u64 = 1 << 37;
-    pub const NO_EXPORT_SUPPORT: u64 = 1 << 38;
-    pub const HAS_RESEND: u64 = 1 << 39;
-    pub const ALLOW_IDMAP: u64 = 1 << 40;
-    pub const OVER_IO_URING: u64 = 1 << 41;
-    pub const REQUEST_TIMEOUT: u64 = 1 << 42;
+    pub(crate) const PASSTHROUGH: u64 = 1 << 37;
+    pub(crate) const NO_EXPORT_SUPPORT: u64 = 1 << 38;
+    pub(crate) const HAS_RESEND: u64 = 1 << 39;
+    pub(crate) const ALLOW_IDMAP: u64 = 1 << 40;
+    pub(crate) const OVER_IO_URING: u64 = 1 << 41;
+    pub(crate) const REQUEST_TIMEOUT: u64 = 1 << 42;
 }
 
 /// Flags that the first word has.
@@ -78,15 +77,15 @@ const FIRST_WORD: u64 = u32::MAX as u64;
 
 /// What the kernel offers: the body of INIT.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct InitIn {
+pub(crate) struct InitIn {
     /// The protocol's version.
-    pub major: u32,
+    pub(crate) major: u32,
     /// The minor one.
-    pub minor: u32,
+    pub(crate) minor: u32,
     /// Bytes it reads ahead.
-    pub max_readahead: u32,
+    pub(crate) max_readahead: u32,
     /// Some of [`flag`].
-    pub flags: u64,
+    pub(crate) flags: u64,
 }
 
 impl InitIn {
@@ -94,7 +93,7 @@ impl InitIn {
     ///
     /// # Errors
     /// When it is too short.
-    pub fn decode(body: &[u8]) -> Result<Self, Malformed> {
+    pub(crate) fn decode(body: &[u8]) -> Result<Self, Malformed> {
         let mut from = Cursor::new(body, "body of INIT");
         let (major, minor) = (from.u32()?, from.u32()?);
         if major != MAJOR {
@@ -111,60 +110,60 @@ impl InitIn {
 
 /// What the filesystem would have. The kernel may make each number smaller.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Wanted {
+pub(crate) struct Wanted {
     /// Some of [`flag`].
-    pub flags: u64,
+    pub(crate) flags: u64,
     /// Bytes of the largest write.
-    pub max_write: u32,
+    pub(crate) max_write: u32,
     /// Bytes to read ahead.
-    pub max_readahead: u32,
+    pub(crate) max_readahead: u32,
     /// Pages of the largest request, where [`flag::MAX_PAGES`] is wanted.
-    pub max_pages: u16,
+    pub(crate) max_pages: u16,
     /// Requests in the background at once; 0 for the kernel's own.
-    pub max_background: u16,
+    pub(crate) max_background: u16,
     /// So many are congestion; 0 for the kernel's own.
-    pub congestion_threshold: u16,
+    pub(crate) congestion_threshold: u16,
     /// Nanoseconds that times are multiples of; 0 for 1.
-    pub time_gran: u32,
+    pub(crate) time_gran: u32,
     /// How many filesystems lie upon each other with one below ours: 1 or 2; 0 goes without [`flag::PASSTHROUGH`].
-    pub max_stack_depth: u32,
+    pub(crate) max_stack_depth: u32,
     /// Seconds, where [`flag::REQUEST_TIMEOUT`] is wanted.
-    pub request_timeout: u16,
+    pub(crate) request_timeout: u16,
 }
 
 /// What holds for the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Agreed {
+pub(crate) struct Agreed {
     /// The smaller of both minor versions.
-    pub minor: u32,
+    pub(crate) minor: u32,
     /// What is offered and wanted of [`flag`].
-    pub flags: u64,
+    pub(crate) flags: u64,
     /// Bytes of the largest write.
-    pub max_write: u32,
+    pub(crate) max_write: u32,
     /// Bytes the kernel reads ahead at most.
-    pub max_readahead: u32,
+    pub(crate) max_readahead: u32,
     /// Pages of the largest request, where the kernel's own limit is not smaller.
-    pub max_pages: u16,
+    pub(crate) max_pages: u16,
 }
 
 impl Agreed {
     /// Whether one of [`flag`] is.
-    pub const fn has(&self, flag: u64) -> bool {
+    pub(crate) const fn has(&self, flag: u64) -> bool {
         self.flags & flag == flag
     }
 
     /// Those of [`flag`] that were wanted and are not.
-    pub const fn lacks(&self, wanted: &Wanted) -> u64 {
+    pub(crate) const fn lacks(&self, wanted: &Wanted) -> u64 {
         wanted.flags & !self.flags
     }
 
     /// Bytes of a buffer to read requests from /dev/fuse into: the kernel takes no smaller one.
-    pub const fn buffer_bytes(&self) -> usize {
+    pub(crate) const fn buffer_bytes(&self) -> usize {
         larger(BUFFER_BYTES_LEAST, WRITE_HEAD_BYTES + self.max_write as usize)
     }
 
     /// Bytes of a payload's buffer of a ring. The kernel may take a smaller one, and no larger one is of use.
-    pub const fn ring_payload_bytes(&self, page_bytes: usize) -> usize {
+    pub(crate) const fn ring_payload_bytes(&self, page_bytes: usize) -> usize {
         let pages = self.max_pages as usize * page_bytes;
         larger(BUFFER_BYTES_LEAST, larger(pages, self.max_write as usize))
     }
@@ -176,7 +175,7 @@ const fn larger(a: usize, b: usize) -> usize {
 
 /// Why there is no agreement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused {
+pub(crate) enum Refused {
     /// The kernel speaks a newer major version. Answered with these bytes it sends INIT again, in ours.
     Newer(Vec<u8>),
     /// It is older than [`MINOR_LEAST`]: its major and minor version.
@@ -201,7 +200,7 @@ impl std::error::Error for Refused {}
 ///
 /// # Errors
 /// When it speaks another version.
-pub fn agree(kernel: &InitIn, wanted: &Wanted) -> Result<(Agreed, Vec<u8>), Refused> {
+pub(crate) fn agree(kernel: &InitIn, wanted: &Wanted) -> Result<(Agreed, Vec<u8>), Refused> {
     if kernel.major > MAJOR {
         let nothing = Agreed { minor: MINOR, ..Agreed::default() };
         return Err(Refused::Newer(answer(&nothing, &Wanted::default())));

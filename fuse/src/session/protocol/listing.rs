@@ -11,40 +11,40 @@ const TYPE_SHIFT: u32 = 12;
 
 /// A name of a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Name<'n> {
+pub(crate) struct Name<'n> {
     /// Its inode.
-    pub ino: u64,
+    pub(crate) ino: u64,
     /// The cookie after which the next names begin.
-    pub next: u64,
+    pub(crate) next: u64,
     /// The inode's type; its permissions may be there.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// 1 to 1024 bytes: the kernel refuses a listing with any other.
-    pub name: &'n [u8],
+    pub(crate) name: &'n [u8],
 }
 
 /// Names, put one after another into a buffer.
 #[derive(Debug)]
-pub struct Listing<'b> {
+pub(crate) struct Listing<'b> {
     buffer: &'b mut [u8],
     len: usize,
 }
 
 impl<'b> Listing<'b> {
     /// An empty one, of at most the buffer's bytes: no more than the request's `size`.
-    pub const fn new(buffer: &'b mut [u8]) -> Self {
+    pub(crate) const fn new(buffer: &'b mut [u8]) -> Self {
         Self { buffer, len: 0 }
     }
 
     /// One name more. True when it is full, and the name not in it.
     #[must_use]
-    pub fn add(&mut self, name: &Name<'_>) -> bool {
+    pub(crate) fn add(&mut self, name: &Name<'_>) -> bool {
         self.put(Small::new(), name)
     }
 
     /// The same for READDIRPLUS, which counts as a lookup of `entry`'s inode but for "." and "..". Without an
     /// `entry` only the name is told.
     #[must_use]
-    pub fn add_plus(&mut self, name: &Name<'_>, entry: Option<&Entry>) -> bool {
+    pub(crate) fn add_plus(&mut self, name: &Name<'_>, entry: Option<&Entry>) -> bool {
         let mut head = Small::new();
         match entry {
             Some(entry) => put_entry(&mut head, entry),
@@ -69,17 +69,17 @@ impl<'b> Listing<'b> {
     }
 
     /// Bytes of it so far: the answer's. 0 is the end of the directory.
-    pub const fn len(&self) -> usize {
+    pub(crate) const fn len(&self) -> usize {
         self.len
     }
 
     /// Whether there is no name in it.
-    pub const fn is_empty(&self) -> bool {
+    pub(crate) const fn is_empty(&self) -> bool {
         self.len == 0
     }
 
     /// It.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.buffer[..self.len]
     }
 }

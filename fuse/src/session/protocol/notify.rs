@@ -15,15 +15,15 @@ mod code {
 
 /// A name expires, and is looked up again when it is used, instead of being dropped at once. Of
 /// [`HAS_EXPIRE_ONLY`](super::flag::HAS_EXPIRE_ONLY).
-pub const EXPIRE_ONLY: u32 = 1 << 0;
+pub(crate) const EXPIRE_ONLY: u32 = 1 << 0;
 
 /// Drop an inode's attributes, and `len` bytes of its pages from `off` on: to the end for 0, none for `off` below 0.
-pub fn inval_inode(ino: u64, off: i64, len: i64) -> Vec<u8> {
+pub(crate) fn inval_inode(ino: u64, off: i64, len: i64) -> Vec<u8> {
     message(code::INVAL_INODE, &[&ino.to_ne_bytes(), &off.to_ne_bytes(), &len.to_ne_bytes()])
 }
 
 /// Drop a name; `flags` is 0 or [`EXPIRE_ONLY`].
-pub fn inval_entry(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
+pub(crate) fn inval_entry(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
     let len = name.len() as u32;
     message(
         code::INVAL_ENTRY,
@@ -32,7 +32,7 @@ pub fn inval_entry(parent: u64, name: &[u8], flags: u32) -> Vec<u8> {
 }
 
 /// Drop a name that was removed, and whose inode was `child`.
-pub fn delete(parent: u64, child: u64, name: &[u8]) -> Vec<u8> {
+pub(crate) fn delete(parent: u64, child: u64, name: &[u8]) -> Vec<u8> {
     let len = name.len() as u32;
     message(
         code::DELETE,
@@ -41,17 +41,17 @@ pub fn delete(parent: u64, child: u64, name: &[u8]) -> Vec<u8> {
 }
 
 /// Send again what was not answered. Of [`HAS_RESEND`](super::flag::HAS_RESEND).
-pub fn resend() -> Vec<u8> {
+pub(crate) fn resend() -> Vec<u8> {
     message(code::RESEND, &[])
 }
 
 /// All names and listings are to be asked for again. From 7.44 on.
-pub fn inc_epoch() -> Vec<u8> {
+pub(crate) fn inc_epoch() -> Vec<u8> {
     message(code::INC_EPOCH, &[])
 }
 
 /// Forget inodes that nobody uses. From 7.45 on.
-pub fn prune(nodes: &[u64]) -> Vec<u8> {
+pub(crate) fn prune(nodes: &[u64]) -> Vec<u8> {
     let count = nodes.len() as u32;
     let nodes: Vec<u8> = nodes.iter().flat_map(|node| node.to_ne_bytes()).collect();
     message(code::PRUNE, &[&count.to_ne_bytes(), &[0; 12], &nodes])

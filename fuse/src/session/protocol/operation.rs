@@ -2,9 +2,8 @@
 
 /// What the kernel asks. [`Header::node`](super::Header::node) is the inode that it asks about; for what
 /// has a `name`, the directory in which that is.
-#[expect(missing_docs, reason = "fields are what they are called everywhere; the others say what they are")]
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Operation<'a> {
+pub(crate) enum Operation<'a> {
     Lookup {
         name: &'a [u8],
     },
@@ -221,32 +220,32 @@ pub enum Operation<'a> {
 
 /// What to change of an inode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Setattr {
+pub(crate) struct Setattr {
     /// Permissions, and maybe the type.
-    pub mode: Option<u32>,
+    pub(crate) mode: Option<u32>,
     /// The owner.
-    pub uid: Option<u32>,
+    pub(crate) uid: Option<u32>,
     /// The group.
-    pub gid: Option<u32>,
+    pub(crate) gid: Option<u32>,
     /// Bytes.
-    pub size: Option<u64>,
+    pub(crate) size: Option<u64>,
     /// When it was read last.
-    pub atime: Option<TimeSet>,
+    pub(crate) atime: Option<TimeSet>,
     /// When it was written last.
-    pub mtime: Option<TimeSet>,
+    pub(crate) mtime: Option<TimeSet>,
     /// When it was changed last: seconds, nanoseconds.
-    pub ctime: Option<(i64, u32)>,
+    pub(crate) ctime: Option<(i64, u32)>,
     /// The open file by which.
-    pub fh: Option<u64>,
+    pub(crate) fh: Option<u64>,
     /// Whose locks let it.
-    pub lock_owner: Option<u64>,
+    pub(crate) lock_owner: Option<u64>,
     /// Whether the setuid and setgid bits go.
-    pub kill_suidgid: bool,
+    pub(crate) kill_suidgid: bool,
 }
 
 /// A time to set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum TimeSet {
+pub(crate) enum TimeSet {
     /// The current one.
     Now,
     /// Seconds since 1970, and nanoseconds, below 10^9.
@@ -255,21 +254,21 @@ pub enum TimeSet {
 
 /// A lock on a part of a file, or on the whole of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lock {
+pub(crate) struct Lock {
     /// The open file.
-    pub fh: u64,
+    pub(crate) fh: u64,
     /// Whose it is.
-    pub owner: u64,
+    pub(crate) owner: u64,
     /// Its first byte.
-    pub start: u64,
+    pub(crate) start: u64,
     /// Its last byte.
-    pub end: u64,
+    pub(crate) end: u64,
     /// F_RDLCK, F_WRLCK or F_UNLCK.
-    pub kind: i32,
+    pub(crate) kind: i32,
     /// The process.
-    pub pid: u32,
+    pub(crate) pid: u32,
     /// Whether it is one of flock(2).
-    pub flock: bool,
+    pub(crate) flock: bool,
 }
 
 /// Bytes of each of [`Forgets`].
@@ -277,7 +276,7 @@ pub(super) const FORGET_BYTES: usize = 16;
 
 /// Inodes, and how many answers with each are forgotten.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Forgets<'a>(pub(super) &'a [[u8; FORGET_BYTES]]);
+pub(crate) struct Forgets<'a>(pub(super) &'a [[u8; FORGET_BYTES]]);
 
 impl Iterator for Forgets<'_> {
     type Item = (u64, u64);

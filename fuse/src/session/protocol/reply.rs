@@ -6,32 +6,32 @@ use std::time::Duration;
 use super::small::Small;
 
 /// Bytes of an [`OutHeader`].
-pub const OUT_HEADER_BYTES: usize = 16;
+pub(crate) const OUT_HEADER_BYTES: usize = 16;
 
 /// What an answer begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutHeader {
+pub(crate) struct OutHeader {
     /// Bytes of the answer, with this header.
-    pub len: u32,
+    pub(crate) len: u32,
     /// 0, or an errno negated, with which nothing follows. Of a notification: its code.
-    pub error: i32,
+    pub(crate) error: i32,
     /// As the request had it. Of a notification: 0.
-    pub unique: u64,
+    pub(crate) unique: u64,
 }
 
 impl OutHeader {
     /// For an answer of `body` bytes.
-    pub const fn answer(unique: u64, body: usize) -> Self {
+    pub(crate) const fn answer(unique: u64, body: usize) -> Self {
         Self { len: (OUT_HEADER_BYTES + body) as u32, error: 0, unique }
     }
 
     /// For an answer that is an errno.
-    pub const fn error(unique: u64, errno: i32) -> Self {
+    pub(crate) const fn error(unique: u64, errno: i32) -> Self {
         Self { len: OUT_HEADER_BYTES as u32, error: -errno, unique }
     }
 
     /// Its bytes.
-    pub fn encode(&self) -> [u8; OUT_HEADER_BYTES] {
+    pub(crate) fn encode(&self) -> [u8; OUT_HEADER_BYTES] {
         let mut bytes = [0; OUT_HEADER_BYTES];
         bytes[..4].copy_from_slice(&self.len.to_ne_bytes());
         bytes[4..8].copy_from_slice(&self.error.to_ne_bytes());
@@ -40,78 +40,77 @@ impl OutHeader {
     }
 }
 
-#[expect(missing_docs, reason = "each is named as in linux/fuse.h")]
-pub mod fopen {
-    //! What the kernel may do with an open file.
+pub(crate) mod fopen {
+    //! What the kernel may do with an open file, named as in linux/fuse.h.
 
-    pub const DIRECT_IO: u32 = 1 << 0;
-    pub const KEEP_CACHE: u32 = 1 << 1;
-    pub const NONSEEKABLE: u32 = 1 << 2;
-    pub const CACHE_DIR: u32 = 1 << 3;
-    pub const STREAM: u32 = 1 << 4;
-    pub const NOFLUSH: u32 = 1 << 5;
-    pub const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
+    pub(crate) const DIRECT_IO: u32 = 1 << 0;
+    pub(crate) const KEEP_CACHE: u32 = 1 << 1;
+    pub(crate) const NONSEEKABLE: u32 = 1 << 2;
+    pub(crate) const CACHE_DIR: u32 = 1 << 3;
+    pub(crate) const STREAM: u32 = 1 << 4;
+    pub(crate) const NOFLUSH: u32 = 1 << 5;
+    pub(crate) const PARALLEL_DIRECT_WRITES: u32 = 1 << 6;
     /// With a `backing_id`.
-    pub const PASSTHROUGH: u32 = 1 << 7;
+    pub(crate) const PASSTHROUGH: u32 = 1 << 7;
 }
 
 /// Attributes of an inode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Attr {
+pub(crate) struct Attr {
     /// Its number, by which the kernel names it.
-    pub ino: u64,
+    pub(crate) ino: u64,
     /// Bytes.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Units of 512 bytes that it takes.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// When it was read last: seconds since 1970, nanoseconds.
-    pub atime: (i64, u32),
+    pub(crate) atime: (i64, u32),
     /// When it was written last.
-    pub mtime: (i64, u32),
+    pub(crate) mtime: (i64, u32),
     /// When it was changed last.
-    pub ctime: (i64, u32),
+    pub(crate) ctime: (i64, u32),
     /// Type and permissions.
-    pub mode: u32,
+    pub(crate) mode: u32,
     /// Names.
-    pub nlink: u32,
+    pub(crate) nlink: u32,
     /// The owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// The group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// The device, as the kernel's 32 bits.
-    pub rdev: u32,
+    pub(crate) rdev: u32,
     /// Bytes that are good to read and write at once.
-    pub blksize: u32,
+    pub(crate) blksize: u32,
 }
 
 /// An inode that the kernel learns of by a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its attributes.
-    pub attr: Attr,
+    pub(crate) attr: Attr,
     /// Differs between inodes that had the same number.
-    pub generation: u64,
+    pub(crate) generation: u64,
     /// How long the name is known.
-    pub entry_ttl: Duration,
+    pub(crate) entry_ttl: Duration,
     /// How long the attributes are.
-    pub attr_ttl: Duration,
+    pub(crate) attr_ttl: Duration,
 }
 
 /// To LOOKUP, MKNOD, MKDIR, SYMLINK and LINK.
-pub fn entry(entry: &Entry) -> Small {
+pub(crate) fn entry(entry: &Entry) -> Small {
     let mut out = Small::new();
     put_entry(&mut out, entry);
     out
 }
 
 /// To LOOKUP: there is no such name, and will not be for `entry_ttl`.
-pub fn no_entry(entry_ttl: Duration) -> Small {
+pub(crate) fn no_entry(entry_ttl: Duration) -> Small {
     let (attr, attr_ttl) = (Attr::default(), Duration::ZERO);
     entry(&Entry { attr, generation: 0, entry_ttl, attr_ttl })
 }
 
 /// To GETATTR and SETATTR.
-pub fn attr(attr: &Attr, ttl: Duration) -> Small {
+pub(crate) fn attr(attr: &Attr, ttl: Duration) -> Small {
     let mut out = Small::new();
     out.u64(ttl.as_secs()).u32(ttl.subsec_nanos()).zeros::<4>();
     put_attr(&mut out, attr);
@@ -119,14 +118,14 @@ pub fn attr(attr: &Attr, ttl: Duration) -> Small {
 }
 
 /// To OPEN and OPENDIR; `flags` of [`fopen`].
-pub fn open(fh: u64, flags: u32, backing_id: i32) -> Small {
+pub(crate) fn open(fh: u64, flags: u32, backing_id: i32) -> Small {
     let mut out = Small::new();
     put_open(&mut out, fh, flags, backing_id);
     out
 }
 
 /// To CREATE and TMPFILE.
-pub fn create(entry: &Entry, fh: u64, flags: u32, backing_id: i32) -> Small {
+pub(crate) fn create(entry: &Entry, fh: u64, flags: u32, backing_id: i32) -> Small {
     let mut out = Small::new();
     put_entry(&mut out, entry);
     put_open(&mut out, fh, flags, backing_id);
@@ -134,44 +133,44 @@ pub fn create(entry: &Entry, fh: u64, flags: u32, backing_id: i32) -> Small {
 }
 
 /// To WRITE, and to COPY_FILE_RANGE: bytes that are done.
-pub fn write(len: u32) -> Small {
+pub(crate) fn write(len: u32) -> Small {
     with_padding(len)
 }
 
 /// To COPY_FILE_RANGE_64.
-pub fn copied(len: u64) -> Small {
+pub(crate) fn copied(len: u64) -> Small {
     one(len)
 }
 
 /// To GETXATTR and LISTXATTR that ask for the size.
-pub fn xattr_size(len: u32) -> Small {
+pub(crate) fn xattr_size(len: u32) -> Small {
     with_padding(len)
 }
 
 /// To LSEEK.
-pub fn lseek(off: u64) -> Small {
+pub(crate) fn lseek(off: u64) -> Small {
     one(off)
 }
 
 /// To BMAP.
-pub fn bmap(block: u64) -> Small {
+pub(crate) fn bmap(block: u64) -> Small {
     one(block)
 }
 
 /// To POLL: the events that are there.
-pub fn poll(events: u32) -> Small {
+pub(crate) fn poll(events: u32) -> Small {
     with_padding(events)
 }
 
 /// To IOCTL: what it returns. The data for the caller follow.
-pub fn ioctl(result: i32) -> Small {
+pub(crate) fn ioctl(result: i32) -> Small {
     let mut out = Small::new();
     out.i32(result).zeros::<12>();
     out
 }
 
 /// To GETLK: a lock from its first byte to its last; F_UNLCK when nothing is in the way.
-pub fn lock(start: u64, end: u64, kind: i32, pid: u32) -> Small {
+pub(crate) fn lock(start: u64, end: u64, kind: i32, pid: u32) -> Small {
     let mut out = Small::new();
     out.u64(start).u64(end).i32(kind).u32(pid);
     out
@@ -179,27 +178,27 @@ pub fn lock(start: u64, end: u64, kind: i32, pid: u32) -> Small {
 
 /// How full a filesystem is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Statfs {
+pub(crate) struct Statfs {
     /// Units of `frsize`.
-    pub blocks: u64,
+    pub(crate) blocks: u64,
     /// Free ones.
-    pub bfree: u64,
+    pub(crate) bfree: u64,
     /// Free ones for users.
-    pub bavail: u64,
+    pub(crate) bavail: u64,
     /// Inodes.
-    pub files: u64,
+    pub(crate) files: u64,
     /// Free ones.
-    pub ffree: u64,
+    pub(crate) ffree: u64,
     /// Bytes that are good to read and write at once.
-    pub bsize: u32,
+    pub(crate) bsize: u32,
     /// Bytes of the longest name.
-    pub namelen: u32,
+    pub(crate) namelen: u32,
     /// Bytes of a unit.
-    pub frsize: u32,
+    pub(crate) frsize: u32,
 }
 
 /// To STATFS.
-pub fn statfs(fs: &Statfs) -> Small {
+pub(crate) fn statfs(fs: &Statfs) -> Small {
     let mut out = Small::new();
     out.u64(fs.blocks).u64(fs.bfree).u64(fs.bavail).u64(fs.files).u64(fs.ffree);
     out.u32(fs.bsize).u32(fs.namelen).u32(fs.frsize).zeros::<28>();
@@ -211,7 +210,7 @@ const STATX_BASIC_STATS: u32 = 0x7ff;
 const STATX_BTIME: u32 = 0x800;
 
 /// To STATX: attributes for `ttl`, and when the inode was made.
-pub fn statx(attr: &Attr, btime: Option<(i64, u32)>, ttl: Duration) -> Small {
+pub(crate) fn statx(attr: &Attr, btime: Option<(i64, u32)>, ttl: Duration) -> Small {
     let mask = STATX_BASIC_STATS | if btime.is_some() { STATX_BTIME } else { 0 };
     let mut out = Small::new();
     out.u64(ttl.as_secs()).u32(ttl.subsec_nanos()).zeros::<20>();

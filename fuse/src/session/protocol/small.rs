@@ -7,7 +7,7 @@ const SMALL_BYTES: usize = 288;
 
 /// The bytes of a small answer, without its [`OutHeader`](super::OutHeader).
 #[derive(Clone, Copy)]
-pub struct Small {
+pub(crate) struct Small {
     bytes: [u8; SMALL_BYTES],
     len: usize,
 }
@@ -18,7 +18,7 @@ impl Small {
     }
 
     /// All of them.
-    pub fn as_bytes(&self) -> &[u8] {
+    pub(crate) fn as_bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 

@@ -21,6 +21,7 @@ use crate::fs::{Allocate, Fs};
 use crate::jobs::Caller;
 use crate::leases::{Touched, may_change, whole};
 use crate::seal::SEAL;
+use crate::signals::Waiter;
 
 /// The requests of one mount.
 pub(crate) struct Requests<F> {
@@ -39,6 +40,10 @@ pub(crate) struct From {
 impl From {
     pub(crate) const fn new(unique: u64, (uid, gid, pid): (u32, u32, u32)) -> Self {
         Self { unique, caller: Caller { cred: Cred { uid, gid }, pid } }
+    }
+
+    const fn waiter(self) -> Waiter {
+        Waiter { request: self.unique, thread: self.caller.pid }
     }
 
     const fn uid(self) -> u32 {
@@ -69,6 +74,8 @@ pub(crate) struct Lock {
     /// fcntl(2)'s `F_RDLCK` and others.
     pub(crate) kind: i32,
     pub(crate) pid: u32,
+    /// One of flock(2).
+    pub(crate) flock: bool,
 }
 
 impl Lock {
@@ -80,7 +87,7 @@ impl Lock {
             _ => return None,
         };
         let end = self.last.saturating_add(1);
-        Some(FileLock { owner: self.owner, kind, start: self.start, end, pid: self.pid })
+        Some(FileLock { owner: self.owner, kind, start: self.start, end, pid: self.pid, flock: self.flock })
     }
 }
 
@@ -93,6 +100,13 @@ impl<F: Fabric + 'static> Requests<F> {
     /// What is done in this call may be held up by a disk.
     fn watch(&self, from: From) -> Watched {
         self.overdue.watch(from.unique)
+    }
+
+    /// Who made a request has a signal: it waits no more for what others do.
+    pub(crate) fn interrupt(&self, request: u64) {
+        self.fs.signals.tell(request);
+        self.fs.locks.interrupt(&*self.fs.fabric, request);
+        self.fs.jobs.waiters.interrupt(request);
     }
 
     pub(crate) fn getattr(&self, node: Ino, reply: impl Reply<Found>) {
@@ -153,7 +167,7 @@ impl<F: Fabric + 'static> Requests<F> {
                     Ok(len)
                 });
             };
-            return self.fs.wait(node, from.caller.pid, off, Box::new(deliver));
+            return self.fs.wait(node, from.waiter(), off, Box::new(deliver));
         }
         let answer = move |fs: &Fs<F>, leased: Result<(), Error>| {
             reply.fill(len as usize, |out| plain(leased.and_then(|()| fs.read(node, handle, off, out))));
@@ -205,6 +219,7 @@ impl<F: Fabric + 'static> Requests<F> {
             last: held.end - 1,
             kind: if held.kind == Some(LockKind::Read) { libc::F_RDLCK } else { libc::F_WRLCK },
             pid: held.pid,
+            flock: held.flock,
         }))
     }
 
@@ -221,8 +236,8 @@ impl<F: Fabric + 'static> Requests<F> {
         if sleep && wanted.kind.is_some() {
             let fs = Arc::clone(&self.fs);
             let tell = move |answer| fs.acquire_from_others(node, answer, |answer| reply(locked(answer)));
-            let thread = from.caller.pid;
-            return self.fs.locks.wait(&*self.fs.fabric, (node, handle), wanted, thread, Box::new(tell));
+            let deliver = Box::new(tell);
+            return self.fs.locks.wait(&*self.fs.fabric, (node, handle), wanted, from.waiter(), deliver);
         }
         if wanted.kind.is_none() {
             // What fails is told at fsync or close; the lock goes all the same.
