@@ -37,6 +37,15 @@ impl Live {
     }
 
     pub(super) fn with_threads(threads: usize) -> Self {
+        Self::serving(threads, &[])
+    }
+
+    /// One whose kernel speaks with this session.
+    pub(super) fn by(session: &str) -> Self {
+        Self::serving(4, &[(SessionKind::VARIABLE, session)])
+    }
+
+    fn serving(threads: usize, environment: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("kos-fuse").tempdir().expect("temporary directory");
         // Other users act on it too.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o755)).expect("chmod");
@@ -44,6 +53,7 @@ impl Live {
             .args(["--ignored", "--exact", "tests::live::serve", "--nocapture", "--test-threads=1"])
             .env(DIR, dir.path())
             .env(THREADS, threads.to_string())
+            .envs(environment.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

@@ -1,6 +1,7 @@
 //! The whole crate over the model fabric: without the kernel, and through real mounts.
 
 mod caches;
+mod interrupts;
 mod live;
 mod model;
 mod names;

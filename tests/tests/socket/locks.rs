@@ -1,4 +1,4 @@
-//! fcntl locks between two mounts.
+//! Locks of fcntl(2) and flock(2) between two mounts.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -69,10 +69,6 @@ fn two_mounts_exclude_each_other() {
     // The end of an open file is the end of its locks.
     drop(there);
     wait_for("the locks' end", || is_free(&before, libc::F_WRLCK, (0, 0)));
-    // flock is each mount's own.
-    let there = open(&second.mem(), "file");
-    there.lock().expect("flock");
-    before.try_lock().expect("not seen here");
     second.umount(true);
     daemon.stop();
 }
@@ -278,10 +274,81 @@ fn sqlite_from_both_mounts_keeps_its_integrity() {
     daemon.stop();
 }
 
+/// Two mounts that speak with the kernel so.
+fn mounts_by(session: &str) -> (Daemon, Second) {
+    let mut daemon = Daemon::unstarted(0);
+    daemon.env.push(("KOS_SESSION".into(), session.into()));
+    daemon.spawn();
+    let second = Second::mount_with(&daemon, "", &format!("session={session}"));
+    (daemon, second)
+}
+
 #[test]
-fn flock_is_each_mounts_own() {
-    let mut daemon = Daemon::start();
-    let second = Second::mount(&daemon);
+fn flock_and_fcntl_locks_are_apart_and_of_both_mounts() {
+    let (mut daemon, second) = mounts_by("dev");
+    let [first, same] = [0, 1].map(|_| open(&daemon.mem(), "file"));
+    let other = open(&second.mem(), "file");
+    let flock = |file: &File, how| rustix::fs::flock(file, how).map_err(rustix::io::Errno::raw_os_error);
+    let (exclusive, shared) =
+        (FlockOperation::NonBlockingLockExclusive, FlockOperation::NonBlockingLockShared);
+    flock(&first, exclusive).expect("flock");
+    assert_eq!([&same, &other].map(|file| flock(file, shared)), [Err(libc::EWOULDBLOCK); 2]);
+    // Neither sees the other.
+    take(&other, libc::F_WRLCK, (0, 0)).expect("fcntl");
+    assert_eq!(take(&first, libc::F_RDLCK, (5, 1)), Err(libc::EAGAIN));
+    flock(&first, shared).expect("weaker");
+    flock(&other, shared).expect("readers share");
+    assert_eq!(flock(&first, exclusive), Err(libc::EWOULDBLOCK));
+    // It is the open file's: another descriptor of it keeps the lock, and its last one ends it.
+    flock(&other, FlockOperation::Unlock).expect("unlock");
+    flock(&first, exclusive).expect("alone");
+    let twin = first.try_clone().expect("dup");
+    drop(first);
+    assert_eq!(flock(&other, shared), Err(libc::EWOULDBLOCK));
+    drop(twin);
+    wait_for("its end", || flock(&other, exclusive).is_ok());
+    // One that waits is woken by the other mount.
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| rustix::fs::flock(&same, FlockOperation::LockExclusive));
+        thread::sleep(Duration::from_millis(300));
+        assert!(!waits.is_finished());
+        flock(&other, FlockOperation::Unlock).expect("unlock");
+        waits.join().expect("thread").expect("granted");
+    });
+    drop((same, other));
+    second.umount(false);
+    daemon.stop();
+}
+
+#[test]
+fn a_signal_ends_the_wait_for_a_flock() {
+    let (mut daemon, second) = mounts_by("dev");
+    let held = open(&daemon.mem(), "file");
+    rustix::fs::flock(&held, FlockOperation::LockExclusive).expect("flock");
+    for dir in [daemon.mem(), second.mem()] {
+        let mut waits = Command::new("flock").arg(dir.join("file")).arg("true").spawn().expect("flock");
+        thread::sleep(Duration::from_millis(300));
+        assert!(waits.try_wait().expect("wait").is_none());
+        waits.kill().expect("kill");
+        let mut ended = None;
+        wait_for("its end", || {
+            ended = waits.try_wait().expect("wait");
+            ended.is_some()
+        });
+        assert!(ended.is_some_and(|status| !status.success()));
+    }
+    // They left nothing behind.
+    drop(held);
+    let next = open(&second.mem(), "file");
+    wait_for("the lock", || rustix::fs::flock(&next, FlockOperation::NonBlockingLockExclusive).is_ok());
+    drop(next);
+    second.umount(false);
+    daemon.stop();
+}
+
+#[test]
+fn fuser_leaves_flock_to_each_mount() {
+    let (mut daemon, second) = mounts_by("fuser");
     let [first, same] = [0, 1].map(|_| open(&daemon.mem(), "file"));
     let other = open(&second.mem(), "file");
     let take = |file: &File| rustix::fs::flock(file, FlockOperation::NonBlockingLockExclusive);
