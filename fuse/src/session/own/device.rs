@@ -1,6 +1,5 @@
 //! /dev/fuse: a request is read, and its answer written to the descriptor that it came by.
 
-use std::collections::HashSet;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +19,7 @@ const PAGE_BYTES: usize = 4096;
 pub(super) struct Channel {
     device: OwnedFd,
     /// Requests without an answer that may be given up.
-    pending: Mutex<HashSet<u64>>,
+    pending: Mutex<Vec<u64>>,
 }
 
 /// All of a connection.
@@ -93,16 +92,19 @@ const fn may_be_given_up(op: u32) -> bool {
 
 impl Channel {
     fn new(device: OwnedFd) -> Self {
-        Self { device, pending: Mutex::new(HashSet::new()) }
+        Self { device, pending: Mutex::default() }
     }
 
-    fn pending(&self) -> MutexGuard<'_, HashSet<u64>> {
+    fn pending(&self) -> MutexGuard<'_, Vec<u64>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A request is answered now. Whether it was not before.
     pub(super) fn forget(&self, unique: u64) -> bool {
-        self.pending().remove(&unique)
+        let mut pending = self.pending();
+        // Few, and the newest most often.
+        let at = pending.iter().rposition(|&other| other == unique);
+        at.map(|at| pending.swap_remove(at)).is_some()
     }
 
     fn give_up(&self, unique: u64) {
@@ -137,7 +139,7 @@ impl Channel {
             let header = Header::decode(request).map_err(io::Error::other)?;
             let may_end = may_be_given_up(header.opcode);
             if may_end {
-                self.pending().insert(header.unique);
+                self.pending().push(header.unique);
             }
             let reply = Reply::to(self, header.unique, may_end);
             match split(header.opcode, &request[HEADER_BYTES..], &dispatch.agreed) {
