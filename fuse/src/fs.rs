@@ -107,7 +107,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// Whose changes leave setuid and setgid alone. The kernel asks for CAP_FSETID, which requests do not
 /// show.
-const fn is_privileged(user: u32) -> bool {
+pub(crate) const fn is_privileged(user: u32) -> bool {
     user == 0
 }
 
@@ -193,8 +193,7 @@ impl<F: Fabric> Fs<F> {
         self.files.fresh(|| self.fabric.attr(ino))
     }
 
-    /// `by` is the user who asks.
-    pub(crate) fn set_attr(&self, ino: Ino, mut set: SetAttr, by: u32) -> Result<Attr> {
+    pub(crate) fn set_attr(&self, ino: Ino, set: SetAttr) -> Result<Attr> {
         if let Some((id, file)) = jobs::file_of(ino) {
             return self.job_file_set(id, file, &set);
         }
@@ -207,7 +206,6 @@ impl<F: Fabric> Fs<F> {
         if set.size.is_some() {
             self.await_seal(ino)?;
         }
-        set.kill_suidgid |= set.size.is_some() && !is_privileged(by);
         let attr = self.files.set_attr(ino, set);
         self.held.kept.forget(ino);
         attr

@@ -27,7 +27,7 @@ use self::convert::{
 };
 use super::requests::{From, Requests, Write, kind_of_mode};
 use super::{Caches, Session};
-use crate::fs::Fs;
+use crate::fs::{Fs, is_privileged};
 
 /// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
 /// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
@@ -147,7 +147,7 @@ impl<F: Fabric + 'static> Filesystem for Kernel<F> {
             size: size.map(|size| SetSize { size }),
             atime: atime.map(time_change),
             mtime: mtime.map(time_change),
-            kill_suidgid: false,
+            kill_suidgid: size.is_some() && !is_privileged(req.uid()),
         };
         self.0.setattr(ino(node), set, from(req), attributes(reply));
     }

@@ -5,6 +5,7 @@ mod interrupts;
 mod live;
 mod model;
 mod names;
+mod newer;
 mod privileges;
 mod random;
 mod slow;

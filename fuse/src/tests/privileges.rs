@@ -9,6 +9,7 @@ use std::process::Command;
 use std::thread;
 
 use rustix::fs::{FallocateFlags, XattrFlags, copy_file_range, fallocate, getxattr, setxattr};
+use rustix::thread::{CapabilitySet, capabilities, set_capabilities};
 
 use super::{Live, put};
 
@@ -142,5 +143,24 @@ fn a_changed_program_runs_as_its_caller_at_once() {
             file.write_all(b"changed").expect("append");
         });
         assert_eq!(run(), NOBODY.to_string(), "and not any more");
+    }
+}
+
+/// Root without CAP_FSETID is as others are: the kernel says so for each write and truncation.
+#[test]
+fn the_kernel_says_whose_changes_clear_setuid() {
+    let live = Live::by("dev");
+    let changes = CHANGES.into_iter().filter(|(name, _)| ["write", "ftruncate", "O_TRUNC"].contains(name));
+    for (name, change) in changes {
+        let (file, mode) = setuid(&live, name);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut own = capabilities(None).expect("capabilities");
+                own.effective.remove(CapabilitySet::FSETID);
+                set_capabilities(None, own).expect("fewer capabilities");
+                change(&file, &live.path(name));
+            });
+        });
+        assert_eq!(mode(), 0o777, "{name}");
     }
 }

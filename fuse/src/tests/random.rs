@@ -180,7 +180,7 @@ impl Target for &Direct {
 
     fn truncate(&mut self, file: usize, size: usize) {
         let set = SetAttr { size: Some(SetSize { size: size as u64 }), ..SetAttr::default() };
-        assert_eq!(self.fs.set_attr(self.files[file], set, 0).expect("truncate").size, size as u64);
+        assert_eq!(self.fs.set_attr(self.files[file], set).expect("truncate").size, size as u64);
     }
 
     fn allocate(&mut self, file: usize, off: usize, len: usize, mode: Allocate) {

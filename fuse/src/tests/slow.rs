@@ -54,7 +54,7 @@ fn nobody_waits_for_the_flush_of_another_for_ever() {
             thread::yield_now();
         }
         let set = SetAttr { size: Some(SetSize { size: 1 }), ..SetAttr::default() };
-        assert_eq!(kind(fs.set_attr(file, set, 0)), Kind::TimedOut);
+        assert_eq!(kind(fs.set_attr(file, set)), Kind::TimedOut);
         assert_eq!(kind(fs.allocate(file, 0, 1, crate::fs::Allocate::Punch, 0)), Kind::TimedOut);
         assert_eq!(kind(fs.files.flush(file)), Kind::TimedOut);
         assert_eq!(read(&fs, file, 0, 9).expect("its bytes are in memory"), b"bytes");

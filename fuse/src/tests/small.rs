@@ -30,7 +30,7 @@ fn a_file_leaves_the_metadata_when_it_grows_and_comes_back() {
     assert_eq!(model.stripes(), 2);
     assert_eq!(read(&fs, ino, 0, 10_000).expect("read"), expected);
     let size = Some(SetSize { size: 100 });
-    fs.set_attr(ino, SetAttr { size, ..SetAttr::default() }, 0).expect("truncate");
+    fs.set_attr(ino, SetAttr { size, ..SetAttr::default() }).expect("truncate");
     write(0, &[5; 100]);
     assert_eq!(model.stripes(), 0, "it is small again");
     assert_eq!(read(&fs, ino, 0, 10_000).expect("read"), [5; 100]);

@@ -119,13 +119,14 @@ impl<F: Fabric + 'static> Requests<F> {
         self.fs.under(want, move |fs, leased| reply(attributes(fs, leased.and_then(|()| fs.attr(node)))));
     }
 
+    /// `set` says whether setuid and setgid go.
     pub(crate) fn setattr(&self, node: Ino, set: SetAttr, from: From, reply: impl Reply<Found>) {
         let held_up = self.watch(from);
         // It may be a directory, or its bytes may change.
         let want = || vec![whole(node, Mode::Exclusive), Want::names(node, Mode::Exclusive)];
         self.fs.under(want, move |fs, leased| {
             let _held_up = held_up;
-            reply(attributes(fs, leased.and_then(|()| fs.set_attr(node, set, from.uid()))));
+            reply(attributes(fs, leased.and_then(|()| fs.set_attr(node, set))));
         });
     }
 
