@@ -81,8 +81,10 @@ test: test-deps toolchain
 	@$(STEP) clippy cargo clippy --release --locked --workspace --all-targets -- -D warnings
 	@$(STEP) deny tools/deny.sh
 	@$(STEP) tests cargo test --release --locked --workspace
+	@$(STEP) fuser env KOS_SESSION=fuser cargo test --release --locked --workspace --lib tests::
 	@$(STEP) fuzz tests/fuzz/run.sh 3
 	@$(STEP) suites tests/suites/run.sh
+	@$(STEP) suites-fuser env KOS_SESSION=fuser tests/suites/run.sh pjdfstest fsx
 	@$(STEP) end
 
 # About two hours on four cores (docs/PERFORMANCE.md).

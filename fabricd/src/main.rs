@@ -61,7 +61,7 @@ struct Args {
     #[arg(long, env = "KOS_PRIVATE_LOCKS", value_parser = clap::builder::FalseyValueParser::new())]
     private_locks: bool,
     /// Who speaks with the kernel: fuser, or dev.
-    #[arg(long, env = SessionKind::VARIABLE, default_value = "fuser")]
+    #[arg(long, env = SessionKind::VARIABLE, default_value = "dev")]
     session: SessionKind,
 }
 

@@ -65,9 +65,9 @@ pub struct MountOptions {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SessionKind {
     /// The crate fuser, on /dev/fuse.
-    #[default]
     Fuser,
     /// We, on /dev/fuse.
+    #[default]
     Dev,
 }
 

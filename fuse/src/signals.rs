@@ -79,14 +79,24 @@ impl Signals {
     }
 }
 
-/// Whether a thread has a signal pending that it neither blocks nor ignores.
-fn is_signalled(thread: u32) -> bool {
-    let Ok(status) = fs::read_to_string(format!("/proc/{thread}/status")) else { return false };
-    let mask = |name: &str| {
+/// What the kernel tells of a thread's signals: a mask by its name.
+fn masks(thread: u32) -> Option<impl Fn(&str) -> u64> {
+    let status = fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    Some(move |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
-    };
-    (mask("SigPnd") | mask("ShdPnd")) & !mask("SigBlk") & !mask("SigIgn") != 0
+    })
+}
+
+/// Whether a thread has a signal pending that it neither blocks nor ignores.
+fn is_signalled(thread: u32) -> bool {
+    masks(thread).is_some_and(|of| (of("SigPnd") | of("ShdPnd")) & !of("SigBlk") & !of("SigIgn") != 0)
+}
+
+/// Whether a thread is about to end by a signal: the kernel makes each that ends its process SIGKILL for all its threads.
+/// Any other is none of a filesystem's business: no local one answers EINTR to a read or to a look at attributes.
+pub(crate) fn is_killed(thread: u32) -> bool {
+    masks(thread).is_some_and(|of| of("SigPnd") & 1 << (libc::SIGKILL - 1) != 0)
 }
 
 #[cfg(test)]
@@ -103,6 +113,7 @@ mod tests {
         assert!(!interrupts(8));
         assert!(interrupts(7) && !interrupts(7));
         (0..2 * KEPT_MAX as u64).for_each(|request| signals.tell(request));
+        assert!(!is_killed(std::process::id()));
         assert!(!interrupts(0) && interrupts(KEPT_MAX as u64) && interrupts(2 * KEPT_MAX as u64 - 1));
     }
 }

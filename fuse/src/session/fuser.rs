@@ -61,7 +61,7 @@ impl<F: Fabric> Session<F> for Fuser<F> {
         let mut config = Config::default();
         config.n_threads = Some(threads);
         config.clone_fd = true;
-        let kernel = Kernel(Requests::new(fs, late::give_up));
+        let kernel = Kernel(Requests::new(fs, late::give_up, || ()));
         fuser::Session::from_fd(kernel, device, SessionACL::All, config).map(Self)
     }
 

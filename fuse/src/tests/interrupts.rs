@@ -1,7 +1,7 @@
 //! Programs that are killed while their requests take long.
 
 use std::fs;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,8 +20,7 @@ fn a_killed_reader_of_a_slow_file_dies_at_once() {
     fs::write(live.path("file"), &bytes).expect("write");
     live.remount();
     live.ask(&format!("slow {}", SLOW.as_millis()));
-    let mut reader =
-        Command::new("cat").arg(live.path("file")).stdout(std::process::Stdio::null()).spawn().expect("cat");
+    let mut reader = Command::new("cat").arg(live.path("file")).stdout(Stdio::null()).spawn().expect("cat");
     thread::sleep(Duration::from_millis(500));
     assert!(reader.try_wait().expect("wait").is_none(), "it reads");
     reader.kill().expect("kill");

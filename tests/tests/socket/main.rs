@@ -13,4 +13,5 @@ mod refusals;
 mod relaxed;
 mod seal;
 mod second;
+mod signals;
 mod together;

@@ -11,15 +11,20 @@ use super::dispatch::Dispatch;
 use super::ioctl;
 use super::reply::Reply;
 use crate::session::protocol::{HEADER_BYTES, Header, OutHeader, args_bytes, opcode, split};
+use crate::signals::is_killed;
 
 const PAGE_BYTES: usize = 4096;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 /// One descriptor of a connection, and the thread that serves it.
 #[derive(Debug)]
 pub(super) struct Channel {
     device: OwnedFd,
-    /// Requests without an answer that may be given up.
-    pending: Mutex<Vec<u64>>,
+    /// Requests without an answer that may be given up, and whose they are.
+    pending: Mutex<Vec<(u64, u32)>>,
 }
 
 /// All of a connection.
@@ -27,11 +32,13 @@ pub(super) struct Channel {
 pub(super) struct Channels {
     first: Arc<Channel>,
     others: Mutex<Vec<Arc<Channel>>>,
+    /// Requests that may be given up, and the threads whose signal did not end them: the kernel does not tell of another.
+    signalled: Mutex<Vec<(u64, u32)>>,
 }
 
 impl Channels {
     pub(super) fn new(device: OwnedFd) -> Self {
-        Self { first: Arc::new(Channel::new(device)), others: Mutex::default() }
+        Self { first: Arc::new(Channel::new(device)), others: Mutex::default(), signalled: Mutex::default() }
     }
 
     pub(super) fn first(&self) -> &Arc<Channel> {
@@ -41,12 +48,12 @@ impl Channels {
     /// One more.
     pub(super) fn more(&self) -> io::Result<Arc<Channel>> {
         let channel = Arc::new(Channel::new(ioctl::clone(&self.first.device)?));
-        self.others.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&channel));
+        lock(&self.others).push(Arc::clone(&channel));
         Ok(channel)
     }
 
     fn all(&self) -> Vec<Arc<Channel>> {
-        let others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
+        let others = lock(&self.others);
         [Arc::clone(&self.first)].into_iter().chain(others.iter().cloned()).collect()
     }
 
@@ -66,11 +73,28 @@ impl Channels {
         told
     }
 
-    /// Answer EINTR to a request that may be given up and is not answered yet.
+    /// A thread has a signal. If it ends by it, its request is answered EINTR, unless that may not be given up.
     pub(super) fn interrupt(&self, unique: u64) {
-        if let Some(channel) = self.all().iter().find(|channel| channel.forget(unique)) {
-            channel.give_up(unique);
+        let thread = self.all().iter().find_map(|channel| channel.thread_of(unique));
+        if let Some(thread) = thread {
+            lock(&self.signalled).push((unique, thread));
+            self.look();
         }
+    }
+
+    /// Whether threads that had a signal end by another one.
+    pub(super) fn look(&self) {
+        let all = self.all();
+        lock(&self.signalled).retain(|&(unique, thread)| {
+            let Some(channel) = all.iter().find(|channel| channel.thread_of(unique).is_some()) else {
+                return false;
+            };
+            let ends = is_killed(thread);
+            if ends && channel.forget(unique) {
+                channel.give_up(unique);
+            }
+            !ends
+        });
     }
 }
 
@@ -95,15 +119,15 @@ impl Channel {
         Self { device, pending: Mutex::default() }
     }
 
-    fn pending(&self) -> MutexGuard<'_, Vec<u64>> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    fn thread_of(&self, unique: u64) -> Option<u32> {
+        lock(&self.pending).iter().find(|pending| pending.0 == unique).map(|pending| pending.1)
     }
 
     /// A request is answered now. Whether it was not before.
     pub(super) fn forget(&self, unique: u64) -> bool {
-        let mut pending = self.pending();
+        let mut pending = lock(&self.pending);
         // Few, and the newest most often.
-        let at = pending.iter().rposition(|&other| other == unique);
+        let at = pending.iter().rposition(|other| other.0 == unique);
         at.map(|at| pending.swap_remove(at)).is_some()
     }
 
@@ -139,15 +163,14 @@ impl Channel {
             let header = Header::decode(request).map_err(io::Error::other)?;
             let may_end = may_be_given_up(header.opcode);
             if may_end {
-                self.pending().push(header.unique);
+                lock(&self.pending).push((header.unique, header.pid));
             }
             let reply = Reply::to(self, header.unique, may_end);
             match split(header.opcode, &request[HEADER_BYTES..], &dispatch.agreed) {
                 Ok((args, payload)) => {
-                    // The signal may have come by another thread, and have been faster.
+                    // The signal may have come by another thread of ours, and have been faster.
                     if may_end && dispatch.requests.fs.signals.was_told(header.unique) {
-                        reply.error(libc::EINTR);
-                        continue;
+                        dispatch.interrupt(header.unique);
                     }
                     dispatch.handle(&header, args, payload, reply);
                 }

@@ -180,8 +180,8 @@ impl<F: Fabric + 'static> Dispatch<F> {
         }
     }
 
-    /// A signal for who asked. What changes nothing is answered at once, whatever holds it up.
-    fn interrupt(&self, unique: u64) {
+    /// A signal for who asked.
+    pub(super) fn interrupt(&self, unique: u64) {
         self.requests.interrupt(unique);
         if let Some(channels) = self.channels.upgrade() {
             channels.interrupt(unique);

@@ -126,8 +126,10 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
         let channels = Arc::new(Channels::new(device));
         let late = Arc::downgrade(&channels);
         let give_up = move |unique| late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT));
+        let signalled = Arc::downgrade(&channels);
+        let look = move || _ = signalled.upgrade().map(|all| all.look());
         fs.signals.will_be_told();
-        let requests = Requests::new(fs, give_up);
+        let requests = Requests::new(fs, give_up, look);
         let dispatch = Arc::new(Dispatch { requests, agreed, channels: Arc::downgrade(&channels) });
         Ok(Self { dispatch, channels, threads })
     }

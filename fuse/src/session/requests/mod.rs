@@ -92,9 +92,14 @@ impl Lock {
 }
 
 impl<F: Fabric + 'static> Requests<F> {
-    /// `give_up` tells the kernel `ETIMEDOUT` in a request's place; `NotFound` when it has an answer.
-    pub(crate) fn new(fs: Arc<Fs<F>>, give_up: impl Fn(u64) -> io::Result<()> + Send + 'static) -> Self {
-        Self { fs, overdue: Overdue::new(give_up) }
+    /// `give_up` tells the kernel `ETIMEDOUT` in a request's place; `NotFound` when it has an answer. `look` is called
+    /// each second.
+    pub(crate) fn new(
+        fs: Arc<Fs<F>>,
+        give_up: impl Fn(u64) -> io::Result<()> + Send + 'static,
+        look: impl Fn() + Send + 'static,
+    ) -> Self {
+        Self { fs, overdue: Overdue::new(give_up, look) }
     }
 
     /// What is done in this call may be held up by a disk.

@@ -29,10 +29,18 @@ pub(super) struct Watched(Arc<Requests>, u64);
 
 impl Overdue {
     /// `answer` tells the kernel, or says `NotFound`. Without a thread that looks, nothing is answered in another's place.
-    pub(super) fn new(answer: impl Fn(u64) -> io::Result<()> + Send + 'static) -> Self {
+    /// `look_too` is called at each look.
+    pub(super) fn new(
+        answer: impl Fn(u64) -> io::Result<()> + Send + 'static,
+        look_too: impl Fn() + Send + 'static,
+    ) -> Self {
         let requests = Arc::<Requests>::default();
         let seen = Arc::downgrade(&requests);
-        let look = move || while look(&seen, patience(LIMIT), &answer).is_some() {};
+        let look = move || {
+            while look(&seen, patience(LIMIT), &answer).is_some() {
+                look_too();
+            }
+        };
         if let Err(e) = thread::Builder::new().name("overdue".into()).spawn(look) {
             kos_types::log!("kos-fuse: {e}: requests that a disk holds up are not answered until it does");
         }
