@@ -4,6 +4,18 @@
 /// Looks without work between two pauses: what metadata alone takes is given back at a later one.
 const QUIET: u32 = 5;
 
+/// The allocator's arenas. It makes eight for each core, a thread keeps to one, and `malloc_trim` does not give back what lies free at
+/// the end of any but the first: some megabytes in each. With fewer, threads share what one of them has freed.
+const ARENAS_MAX: i32 = 8;
+
+/// Have the allocator use few arenas. Called before there are threads.
+pub(crate) fn bound_arenas() {
+    #[expect(unsafe_code, reason = "no safe wrapper of mallopt")]
+    // SAFETY: it sets a number that the allocator reads when a thread needs an arena. Where it does not know the option, it
+    // uses more.
+    let _ = unsafe { libc::mallopt(libc::M_ARENA_MAX, ARENAS_MAX) };
+}
+
 /// Watches for a pause.
 #[derive(Debug, Default)]
 pub(crate) struct Heap {

@@ -110,6 +110,7 @@ fn launch(lock: &Path) -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<()> {
+    heap::bound_arenas();
     let Some(state) = args.state.first() else {
         return Err(Error::new(Kind::Invalid, "no state directory"));
     };
