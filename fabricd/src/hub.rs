@@ -5,6 +5,7 @@
 //! what it has without them (docs/adr/0072).
 
 mod chronicle;
+mod left;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
@@ -25,6 +26,7 @@ use kos_types::{
 use kos_core::lease::Limits;
 
 use self::chronicle::Chronicle;
+use self::left::Left;
 use crate::Node;
 use crate::loans::Loans;
 use crate::locks::Locks;
@@ -101,6 +103,14 @@ struct Logged {
     ended: bool,
     /// An earlier daemon may have lent it copies, and it has not come back yet to say which.
     awaited: bool,
+    /// Files without a name that only its mount had open when it went.
+    left: Left,
+}
+
+impl Logged {
+    const fn new(until: Instant, ended: bool, awaited: bool) -> Self {
+        Self { users: 0, until, ended, awaited, left: Left::new() }
+    }
 }
 
 /// The sessions of one fabric.
@@ -134,6 +144,8 @@ pub struct Session {
     kept: bool,
     /// What was set aside for what another process has buffered.
     reserved: Mutex<HashMap<Ino, u64>>,
+    /// What another process has made without a name and not opened yet.
+    made: Mutex<HashSet<Ino>>,
 }
 
 impl fmt::Debug for Session {
@@ -158,8 +170,7 @@ impl Hub {
         let living: Vec<_> = living.map(|&(id, epoch, _)| (id, Epoch(epoch))).collect();
         let shared = AtomicBool::new(!living.is_empty());
         let logged = logged.into_iter();
-        let logged =
-            logged.map(|(id, _, ended)| (id, Logged { users: 0, until, ended, awaited: !ended })).collect();
+        let logged = logged.map(|(id, _, ended)| (id, Logged::new(until, ended, !ended))).collect();
         let table = Arc::new(Mutex::new(Table { logged, ..Table::default() }));
         let log = Arc::new(Chronicle { node: Arc::clone(&node), table: Arc::clone(&table) });
         let keeper = Keeper::start(node.term(), Limits::DEFAULT, living, log)?;
@@ -185,6 +196,7 @@ impl Hub {
             leaving: AtomicBool::new(false),
             kept: false,
             reserved: Mutex::default(),
+            made: Mutex::default(),
         })
     }
 
@@ -249,9 +261,11 @@ impl Hub {
         let mut table = lock(&self.table);
         table.others.insert(number, who);
         lent.iter().for_each(|&ino| _ = table.loans.begin(number, ino));
-        let new = || Logged { users: 0, until: Instant::now(), ended: false, awaited: false };
+        let new = || Logged::new(Instant::now(), false, false);
         let logged = table.logged.entry(session).or_insert_with(new);
         logged.users += 1;
+        // It is back, and says itself what goes.
+        logged.left.clear();
         let kept = std::mem::take(&mut logged.awaited) && !logged.ended;
         let origin = Origin { session, epoch, ..Origin::default() };
         Ok(Arc::new(Session {
@@ -261,6 +275,7 @@ impl Hub {
             leaving: AtomicBool::new(false),
             kept,
             reserved: Mutex::default(),
+            made: Mutex::default(),
         }))
     }
 
@@ -271,6 +286,7 @@ impl Hub {
     pub fn expire(&self, now: Instant) -> Result<()> {
         // Nobody comes back with a session that just ends.
         let _no_joining = lock(&self.joining);
+        self.drop_left(now)?;
         let mut away: Vec<(Instant, SessionId)> = {
             let table = lock(&self.table);
             let away = table.logged.iter().filter(|(_, logged)| logged.users == 0);
@@ -280,6 +296,7 @@ impl Hub {
         let excess = away.len().saturating_sub(KEPT_MAX);
         let due = away.iter().enumerate().take_while(|(nth, (until, _))| *nth < excess || *until <= now);
         for (_, &(_, session)) in due {
+            self.drop_left_of(session, now)?;
             if lock(&self.table).logged.get(&session).is_some_and(|logged| !logged.ended) {
                 self.node.propose(Op::EndSession { session })?;
                 lock(&self.table).logged.entry(session).and_modify(|logged| logged.ended = true);
@@ -383,6 +400,7 @@ impl Drop for Session {
             let own = table.opens.iter().filter(|(_, sessions)| sessions.contains_key(&self.number));
             own.map(|(&ino, _)| ino).collect()
         };
+        self.leave_unnamed(&held);
         self.hub.locks.end(self.number);
         for (ino, bytes) in lock(&self.reserved).drain() {
             self.hub.node.release(ino, bytes);
@@ -466,6 +484,7 @@ impl Numbered for Session {
 
     fn propose_numbered(&self, seq: u64, answered: u64, op: Op) -> Result<Reply> {
         if let Op::Reap { ino } = op {
+            self.forget_made(ino);
             return self.hub.reap(ino);
         }
         if self.is_remote() && is_internal(&op) {
@@ -476,9 +495,11 @@ impl Numbered for Session {
             self.hub.flush_all()?;
         }
         let seals = seals(&op);
+        let makes = matches!(op, Op::CreateUnnamed { .. });
         let propose = || self.hub.node.propose_as(Origin { seq, answered, ..self.origin }, op);
         match seals {
             Some((ino, seals)) => self.hub.seal(ino, seals, propose),
+            None if makes => self.note_made(propose()),
             None => propose(),
         }
     }
@@ -640,6 +661,7 @@ impl Fabric for Session {
             *table.opens.entry(ino).or_default().entry(self.number).or_default().of(access) += 1;
         }
         // Looked at when it is known to be open: from then on it stays, and is not sealed.
+        self.forget_made(ino);
         let attr = self.hub.node.attr(ino).and_then(|attr| attr.opened(access));
         attr.inspect_err(|_| self.hub.close(self.number, ino, Some(access)))
     }

@@ -473,7 +473,12 @@ impl Inner {
 fn holds_little(op: &Op) -> bool {
     let is_of_names = matches!(
         op,
-        Op::Create { .. } | Op::Link { .. } | Op::Unlink { .. } | Op::Rmdir { .. } | Op::Rename { .. }
+        Op::Create { .. }
+            | Op::CreateUnnamed { .. }
+            | Op::Link { .. }
+            | Op::Unlink { .. }
+            | Op::Rmdir { .. }
+            | Op::Rename { .. }
     );
     is_of_names || matches!(op, Op::SetAttr { .. } | Op::Commit { .. } | Op::Punch { .. })
 }

@@ -73,6 +73,8 @@ fn effect(op: &Op, reply: &Reply) -> Effect {
         (Op::Create { parent, kind: FileKind::File, .. }, Reply::Attr(attr)) => {
             Effect::New { dir: *parent, file: attr.ino }
         }
+        // A directory may go before what was made there without a name.
+        (Op::Reap { ino }, _) => Effect::Of([Some(*ino), None]),
         // The name that an inode inherits by may be another one now.
         (Op::Link { ino, .. }, _) => Effect::Of([Some(*ino), None]),
         (Op::Unlink { .. } | Op::Rmdir { .. }, Reply::Unlinked(attr)) => Effect::Of([Some(attr.ino), None]),
@@ -118,7 +120,7 @@ impl Policies {
         // From the inode up to the first that is known, each with what it says itself and the changes seen
         // before that was read.
         let mut path: Vec<(Ino, u64, Said)> = Vec::new();
-        let (mut at, mut above) = (ino, Said::default());
+        let (mut at, mut above, mut unknown) = (ino, Said::default(), Said::default());
         while path.len() < policy::DEPTH_MAX {
             let seen = {
                 let mut part = self.part(at);
@@ -133,8 +135,16 @@ impl Policies {
             if at == ROOT || own.is_all() {
                 break;
             }
-            let Some(up) = read::any_parent(tables, at)? else { break };
-            at = up;
+            match read::any_parent(tables, at)? {
+                Some(up) => at = up,
+                None => {
+                    let Some(dir) = read::made_in(tables, at)? else { break };
+                    // Not known from then on: its directory may be removed, and nobody would forget what was made there.
+                    path.pop();
+                    unknown = own;
+                    at = dir;
+                }
+            }
         }
         // The changes that count for one are also those of all it was made of.
         let mut still = true;
@@ -146,7 +156,7 @@ impl Policies {
                 part.insert(ino, above);
             }
         }
-        Ok(above)
+        Ok(unknown.or(above))
     }
 
     /// A command has changed the tables; before the next one does.

@@ -1,6 +1,7 @@
 //! What file operations mean, without a word of the kernel's protocol.
 
 mod sync;
+mod unnamed;
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -249,6 +250,7 @@ impl<F: Fabric> Fs<F> {
         let linked = self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() });
         self.held.kept.changed(parent, name);
         linked?;
+        self.known.named(ino);
         self.attr(ino)
     }
 

@@ -60,6 +60,13 @@ impl Known {
         }
     }
 
+    /// It has a name, which may be the first.
+    pub(crate) fn named(&self, ino: Ino) {
+        if let Some(inode) = self.shard(ino).get_mut(&ino) {
+            inode.orphan = false;
+        }
+    }
+
     /// All that the kernel knows.
     pub(crate) fn all(&self) -> Vec<Ino> {
         self.shards.iter().flat_map(|shard| lock(shard).keys().copied().collect::<Vec<_>>()).collect()
@@ -90,6 +97,17 @@ mod tests {
         assert!(known.forgot(FILE, 1));
         assert!(!known.forgot(FILE, 1), "once");
         assert!(known.unnamed(FILE), "nobody knows it");
+    }
+
+    #[test]
+    fn what_gets_its_first_name_stays() {
+        let known = Known::default();
+        known.told(FILE);
+        assert!(!known.unnamed(FILE));
+        known.named(FILE);
+        assert!(!known.forgot(FILE, 1));
+        known.named(FILE);
+        assert!(known.unnamed(FILE), "what the kernel does not know is not kept");
     }
 
     #[test]

@@ -118,6 +118,9 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
                 namespace::New { kind: *kind, mode: *mode, umask: *umask, cred: *cred, rdev: *rdev, target };
             namespace::create(txn, *parent, name, new).map(Reply::Attr)
         }
+        Op::CreateUnnamed { parent, mode, umask, cred } => {
+            namespace::create_unnamed(txn, *parent, (*mode, *umask), *cred).map(Reply::Attr)
+        }
         Op::Link { ino, parent, name } => namespace::link(txn, *ino, *parent, name).map(Reply::Attr),
         Op::Unlink { parent, name } => namespace::unlink(txn, *parent, name).map(Reply::Unlinked),
         Op::Rmdir { parent, name } => namespace::rmdir(txn, *parent, name).map(Reply::Unlinked),
@@ -162,6 +165,7 @@ fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
 const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
     match op {
         Op::Create { parent: ino, .. }
+        | Op::CreateUnnamed { parent: ino, .. }
         | Op::Unlink { parent: ino, .. }
         | Op::Rmdir { parent: ino, .. }
         | Op::SetAttr { ino, .. }

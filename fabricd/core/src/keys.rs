@@ -106,7 +106,8 @@ pub fn tombstone(id: StripeId) -> Vec<u8> {
     key(b'T', &[id.0], &[])
 }
 
-/// `O|ino`: orphan, an inode without a name that may still be open.
+/// `O|ino`: orphan, an inode without a name that may still be open. Empty when its last name was removed; of one that never
+/// had a name it holds the directory it was made in, big-endian.
 #[must_use]
 pub fn orphan(ino: Ino) -> Vec<u8> {
     key(b'O', &[ino.0], &[])

@@ -201,11 +201,19 @@ pub fn said<T: Tables>(tables: &T, ino: Ino) -> Result<Said> {
         if at == ROOT || said.is_all() {
             break;
         }
-        let Some(up) = read::any_parent(tables, at)? else { break };
+        let Some(up) = above(tables, at)? else { break };
         at = up;
         said = said.or(Said::of(tables, at)?);
     }
     Ok(said)
+}
+
+/// From which directory `ino` inherits: one that holds a name of it, or the one it was made in without a name.
+fn above<T: Tables>(tables: &T, ino: Ino) -> Result<Option<Ino>> {
+    match read::any_parent(tables, ino)? {
+        None => read::made_in(tables, ino),
+        found => Ok(found),
+    }
 }
 
 /// What new stripes of `ino` are written with.

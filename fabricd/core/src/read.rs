@@ -74,6 +74,15 @@ pub fn any_parent<T: Tables>(tables: &T, ino: Ino) -> Result<Option<Ino>> {
     Ok(found.first().map(|(key, _)| Ino(keys::field(key, prefix.len()))))
 }
 
+/// The directory that an inode was made in without a name, if it has none since then; none for what was removed.
+///
+/// # Errors
+/// `Io`.
+pub fn made_in<T: Tables>(tables: &T, ino: Ino) -> Result<Option<Ino>> {
+    let dir = tables.get(&keys::orphan(ino))?.filter(|dir| !dir.is_empty());
+    Ok(dir.map(|dir| Ino(keys::field(&dir, 0))))
+}
+
 /// A path of an inode below the root, for people to read: one that is gone or has no name has `?`.
 ///
 /// # Errors

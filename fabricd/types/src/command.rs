@@ -141,7 +141,20 @@ pub enum Op {
         /// Target of a symbolic link, else empty.
         target: Vec<u8>,
     },
-    /// Give an inode another name. Replies `Attr`.
+    /// Create a file without a name, which [`Op::Link`] can give it later. It is dropped as an unlinked one is; until it
+    /// has a name, what it says nothing about itself is what the directory says. The directory does not change. Replies
+    /// `Attr` with no links; `NotFound` when the directory was removed.
+    CreateUnnamed {
+        /// The directory.
+        parent: Ino,
+        /// Permission bits as asked for.
+        mode: u32,
+        /// Bits the caller never gives; the directory's default access list stands in its place.
+        umask: u32,
+        /// Owner; a setgid directory overrides the group.
+        cred: Cred,
+    },
+    /// Give an inode another name, or a first one. Replies `Attr`; `NotFound` when its last name was removed.
     Link {
         /// The inode, not a directory.
         ino: Ino,

@@ -19,15 +19,17 @@ impl<F: Fabric> Fs<F> {
         if self.job_file((parent, name))?.is_some() {
             return Err(Error::new(Kind::Exists, "create: a job's own file"));
         }
-        if !is_ours(parent) {
-            return Ok(mode);
+        let mode = check_place(parent, kind, mode)?;
+        if is_ours(parent) {
+            check_name(name)?;
+            self.jobs.drops.check_room()?;
         }
-        if parent != JOBS || kind != FileKind::File || mode & SUID_SGID != 0 {
-            return Err(not_permitted("jobs: only plain files are dropped, into jobs/ itself"));
-        }
-        check_name(name)?;
-        self.jobs.drops.check_room()?;
-        Ok(mode & !WRITABLE_BY_OTHERS)
+        Ok(mode)
+    }
+
+    /// The same for a file without a name: it is a job when it is linked in, wherever it was made.
+    pub(crate) fn job_create_unnamed(dir: Ino, mode: u32) -> Result<u32> {
+        check_place(dir, FileKind::File, mode)
     }
 
     /// A name was created.
@@ -247,6 +249,17 @@ impl<F: Fabric> Fs<F> {
         self.ready(id)?;
         self.attr(ino).map(Some)
     }
+}
+
+/// Whether such an inode may be made in a directory, and the mode bits it may have.
+fn check_place(dir: Ino, kind: FileKind, mode: u32) -> Result<u32> {
+    if !is_ours(dir) {
+        return Ok(mode);
+    }
+    if dir != JOBS || kind != FileKind::File || mode & SUID_SGID != 0 {
+        return Err(not_permitted("jobs: only plain files are dropped, into jobs/ itself"));
+    }
+    Ok(mode & !WRITABLE_BY_OTHERS)
 }
 
 fn check_name(name: &[u8]) -> Result<()> {

@@ -6,7 +6,7 @@ use super::{check_name, put_entry, touch_dir};
 use crate::acl::{self, Acl};
 use crate::apply::Txn;
 use crate::record::Inode;
-use crate::{Tables, read};
+use crate::{Tables, keys, read};
 
 /// Inode numbers are the creating commit's, above the ones front ends keep for themselves.
 const INO_BASE: u64 = 16;
@@ -36,14 +36,37 @@ pub(crate) fn create<T: Tables>(
         return Err(Error::new(Kind::Exists, "create"));
     }
     let is_dir = new.kind == FileKind::Dir;
+    let mut inode = make(txn, parent, &dir, &new)?;
+    inode.attr.nlink = if is_dir { 2 } else { 1 };
+    put_entry(txn, parent, name, inode.attr.ino, None);
+    touch_dir(txn, parent, i32::from(is_dir))?;
+    Ok(txn.put_inode(inode))
+}
+
+/// A file that has no name yet. Its orphan record names the directory, where that of a removed one is empty.
+pub(crate) fn create_unnamed<T: Tables>(
+    txn: &mut Txn<'_, T>,
+    parent: Ino,
+    (mode, umask): (u32, u32),
+    cred: Cred,
+) -> Result<Attr> {
+    let dir = txn.live_dir(parent)?;
+    let new = New { kind: FileKind::File, mode, umask, cred, rdev: 0, target: &[] };
+    let inode = make(txn, parent, &dir, &new)?;
+    txn.tables.put(keys::orphan(inode.attr.ino), parent.0.to_be_bytes().to_vec());
+    Ok(txn.put_inode(inode))
+}
+
+/// A new inode of a directory, which has no links yet and is not in the tables; its attributes are, and it is counted.
+fn make<T: Tables>(txn: &mut Txn<'_, T>, parent: Ino, dir: &Inode, new: &New<'_>) -> Result<Inode> {
     let setgid = dir.attr.mode & libc_mode::SETGID != 0;
-    let (mode, inherited) = inherit(txn, parent, &new)?;
+    let (mode, inherited) = inherit(txn, parent, new)?;
     let ino = Ino(txn.seq().0 + INO_BASE);
     let attr = Attr {
         ino,
         kind: new.kind,
-        mode: mode | if setgid && is_dir { libc_mode::SETGID } else { 0 },
-        nlink: if is_dir { 2 } else { 1 },
+        mode: mode | if setgid && new.kind == FileKind::Dir { libc_mode::SETGID } else { 0 },
+        nlink: 0,
         uid: new.cred.uid,
         gid: if setgid { dir.attr.gid } else { new.cred.gid },
         rdev: new.rdev,
@@ -55,15 +78,11 @@ pub(crate) fn create<T: Tables>(
         btime: txn.now,
         sealed: false,
     };
-    put_entry(txn, parent, name, ino, None);
-    touch_dir(txn, parent, i32::from(is_dir))?;
     txn.state.inodes += 1;
-    let tree = dir.tree;
     for (name, value) in inherited {
         txn.put_xattr(ino, name, &value);
     }
-    let birth = txn.seq();
-    Ok(txn.put_inode(Inode { birth, attr, tree, target: new.target.to_vec() }))
+    Ok(Inode { birth: txn.seq(), attr, tree: dir.tree, target: new.target.to_vec() })
 }
 
 /// An extended attribute's name and value.

@@ -2,7 +2,7 @@ use kos_types::{Attr, Error, FileKind, Ino, Kind, Result, limits};
 
 use super::{check_name, put_entry, touch_dir};
 use crate::apply::Txn;
-use crate::{Tables, read};
+use crate::{Tables, keys, read};
 
 pub(crate) fn link<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
     check_name(name)?;
@@ -11,7 +11,8 @@ pub(crate) fn link<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, parent: Ino, name:
     if inode.attr.kind == FileKind::Dir {
         return Err(Error::new(Kind::NotPermitted, "link: a directory"));
     }
-    if inode.attr.nlink == 0 {
+    let is_first = inode.attr.nlink == 0;
+    if is_first && read::made_in(&txn.tables, ino)?.is_none() {
         return Err(Error::new(Kind::NotFound, "link: removed"));
     }
     if inode.tree != dir.tree {
@@ -22,6 +23,9 @@ pub(crate) fn link<T: Tables>(txn: &mut Txn<'_, T>, ino: Ino, parent: Ino, name:
     }
     if read::dentry(&txn.tables, parent, name)?.is_some() {
         return Err(Error::new(Kind::Exists, "link"));
+    }
+    if is_first {
+        txn.tables.delete(keys::orphan(ino));
     }
     inode.attr.nlink += 1;
     inode.attr.ctime = txn.now;

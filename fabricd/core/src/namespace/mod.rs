@@ -11,7 +11,7 @@ use alloc::vec::Vec;
 
 use kos_types::{Error, Ino, Kind, Result, limits};
 
-pub(crate) use create::{New, create};
+pub(crate) use create::{New, create, create_unnamed};
 pub(crate) use link::link;
 pub(crate) use rename::rename;
 pub(crate) use setattr::set_attr;

@@ -119,6 +119,11 @@ impl<F: Fabric + 'static> Dispatch<F> {
                     reply.answer(made.map(|made| created(&made)));
                 });
             }
+            Operation::Tmpfile { flags, mode, umask, .. } => {
+                all.tmpfile(node, (mode, umask), flags, from, |made| {
+                    reply.answer(made.map(|made| created(&made)));
+                });
+            }
             Operation::Read { fh, off, size, lock_owner, .. } => {
                 // The kernel names an owner where a program's read comes as it is.
                 all.read((node, fh), (off, size), lock_owner.is_none(), from, reply);
@@ -175,7 +180,6 @@ impl<F: Fabric + 'static> Dispatch<F> {
             | Operation::Poll { .. }
             | Operation::NotifyReply { .. }
             | Operation::SyncFs
-            | Operation::Tmpfile { .. }
             | Operation::Unknown(_) => reply.error(libc::ENOSYS),
         }
     }

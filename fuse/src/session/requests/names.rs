@@ -153,6 +153,47 @@ impl<F: Fabric + 'static> Requests<F> {
     }
 }
 
+impl<F: Fabric + 'static> Requests<F> {
+    /// A file without a name. `bits` are mode and umask, `flags` open(2)'s.
+    pub(crate) fn tmpfile(
+        &self,
+        dir: Ino,
+        (mode, umask): (u32, u32),
+        flags: i32,
+        from: From,
+        reply: impl Reply<Created>,
+    ) {
+        let held_up = self.watch(from);
+        let alone = self.fs.alone();
+        // The directory stays as it is, so no lease on its names is needed.
+        let made = match self.fs.create_unnamed(dir, (mode & 0o7777, umask), from.caller) {
+            Ok(made) => made,
+            Err(e) => return reply(Err(errno(&e))),
+        };
+        if alone.is_some() {
+            return reply(unnamed(&self.fs, dir, flags, &made, Ok(())));
+        }
+        // It is about to be written.
+        self.fs.ask(vec![whole(made.ino, Mode::Exclusive)], move |fs, leased| {
+            let _held_up = held_up;
+            reply(unnamed(fs, dir, flags, &made, leased));
+        });
+    }
+}
+
+/// Open what was just made without a name. It goes when the kernel forgets it, and now if the kernel is not told of it.
+fn unnamed<F: Fabric>(
+    fs: &Fs<F>,
+    dir: Ino,
+    flags: i32,
+    made: &Attr,
+    leased: Result<(), Error>,
+) -> Answer<Created> {
+    let opened = created(fs, dir, flags, leased.map(|()| made.clone()));
+    fs.unlinked(made);
+    opened
+}
+
 /// Open what was just created.
 fn created<F: Fabric>(fs: &Fs<F>, dir: Ino, flags: i32, result: Result<Attr, Error>) -> Answer<Created> {
     let open = |attr: Attr| {
