@@ -297,6 +297,52 @@ mod tests {
     }
 
     #[test]
+    fn what_has_no_name_is_as_its_directory_is_now() {
+        let mut fs = Fs::new();
+        let top = fs.make(ROOT, "top", FileKind::Dir);
+        fs.say(top, "memory");
+        let dir = fs.make(top, "dir", FileKind::Dir);
+        fs.check(&[top, dir]);
+        let op = Op::CreateUnnamed { parent: dir, mode: 0o600, umask: 0, cred: Cred { uid: 0, gid: 0 } };
+        let made = [0, 1].map(|_| match fs.run(op.clone()) {
+            Reply::Attr(attr) => attr.ino,
+            other => panic!("{other:?}"),
+        });
+        let is = |fs: &Fs, class| {
+            fs.check(&made);
+            for ino in made {
+                assert_eq!(fs.policies.of(&fs.tables, ino).map(|policy| policy.class), Ok(class));
+            }
+        };
+        is(&fs, Class::Memory);
+        fs.say(top, "scratch");
+        is(&fs, Class::Scratch);
+        fs.say(dir, "memory");
+        is(&fs, Class::Memory);
+        fs.run(Op::RemoveXattr { ino: dir, name: policy::DURABILITY.to_vec() });
+        is(&fs, Class::Scratch);
+        fs.run(Op::Rmdir { parent: top, name: b"dir".to_vec() });
+        is(&fs, Class::Disk);
+        fs.run(Op::Reap { ino: dir });
+        is(&fs, Class::Disk);
+        fs.run(Op::Link { ino: made[0], parent: top, name: b"first".to_vec() });
+        fs.check(&made);
+        assert_eq!(fs.policies.of(&fs.tables, made[0]).map(|policy| policy.class), Ok(Class::Scratch));
+        fs.run(Op::Unlink { parent: top, name: b"first".to_vec() });
+        fs.check(&made);
+        // A directory whose own word goes with it.
+        let last = fs.make(ROOT, "last", FileKind::Dir);
+        fs.say(last, "memory");
+        let op = Op::CreateUnnamed { parent: last, mode: 0o600, umask: 0, cred: Cred { uid: 0, gid: 0 } };
+        let Reply::Attr(attr) = fs.run(op) else { panic!("attributes") };
+        fs.check(&[attr.ino]);
+        fs.run(Op::Rmdir { parent: ROOT, name: b"last".to_vec() });
+        fs.check(&[attr.ino]);
+        fs.run(Op::Reap { ino: last });
+        fs.check(&[attr.ino]);
+    }
+
+    #[test]
     fn it_is_bounded() {
         let mut fs = Fs::new();
         let files = 5 * PARTS * GENERATION / 2;

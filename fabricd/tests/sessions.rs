@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use fabricd::{Hub, KEPT, Node, Options, Session, Who};
 use kos_rpc::{Claim, Client, ControlInfo, Host, Numbered, Peer, Server};
-use kos_types::{Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result, XattrMode};
+use kos_types::{Access, Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result, XattrMode};
 
 fn node(state: &Path) -> Arc<Node> {
     Arc::new(Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0 }).expect("node"))
@@ -111,6 +111,55 @@ fn nothing_is_unsealed_before_the_mounts_have_said_what_they_read() {
     unseal().expect("unsealed");
     drop((session, local, hub));
     Arc::into_inner(second).expect("the only one").close().expect("close");
+}
+
+/// A mount that is killed does not ask to have dropped what it had open without a name, or was about to open.
+#[test]
+fn what_a_lost_mount_had_without_a_name_goes_unless_it_comes_back() {
+    let state = tempfile::tempdir().expect("temporary directory");
+    let node = node(state.path());
+    let hub = Hub::new(Arc::clone(&node)).expect("hub");
+    let make = |session: &Session, seq| {
+        let cred = Cred { uid: 0, gid: 0 };
+        let op = Op::CreateUnnamed { parent: ROOT, mode: 0o600, umask: 0, cred };
+        match session.propose_numbered(seq, 0, op) {
+            Ok(Reply::Attr(attr)) => attr.ino,
+            other => panic!("{other:?}"),
+        }
+    };
+    let session = join(&hub, None);
+    let claim = session.claim();
+    let [open, made, named, shared] = [1, 2, 3, 4].map(|seq| make(&session, seq));
+    let local = hub.embed();
+    for ino in [open, named, shared] {
+        session.open(ino, Access::Write).expect("open");
+    }
+    local.open(shared, Access::Read).expect("open");
+    session.propose(Op::Link { ino: named, parent: ROOT, name: b"named".into() }).expect("link");
+    let there = || [open, made, named, shared].map(|ino| node.attr(ino).is_ok());
+    let after = |time| hub.expire(Instant::now() + time).expect("expire");
+    drop(session);
+    after(Duration::ZERO);
+    assert_eq!(there(), [true; 4], "it may come back at once");
+    let session = join(&hub, Some(claim));
+    session.open(open, Access::Write).expect("open");
+    after(Duration::from_secs(600));
+    assert_eq!(there(), [true; 4], "it is there");
+    // Whoever asks again is answered again, and has it.
+    assert_eq!(make(&session, 2), made);
+    drop(session);
+    after(Duration::from_secs(600));
+    assert_eq!(there(), [false, false, true, true]);
+    local.close(shared, Access::Read);
+    assert_eq!(there(), [false, false, true, true], "nobody has asked for what it did not have open again");
+    // What goes with its session goes at once.
+    let session = join(&hub, Some(claim));
+    let last = make(&session, 5);
+    session.leave();
+    drop(session);
+    assert!(node.attr(last).is_err());
+    drop((local, hub));
+    Arc::into_inner(node).expect("the only one").close().expect("close");
 }
 
 /// Sessions and their answers in the tables of a node that is closed.

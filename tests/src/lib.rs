@@ -2,6 +2,7 @@
 
 pub mod power;
 pub mod seal;
+pub mod unnamed;
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};

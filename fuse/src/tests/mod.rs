@@ -11,6 +11,7 @@ mod random;
 mod slow;
 mod small;
 mod tree;
+mod unnamed;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -86,7 +86,7 @@ fn everything_that_was_unlinked_goes() {
     assert_eq!((model.orphans(), model.stripes()), (vec![], 0));
 }
 
-fn wait_until_nothing_is_left(live: &mut Live) {
+pub(super) fn wait_until_nothing_is_left(live: &mut Live) {
     let start = Instant::now();
     while live.ask("left") != "0 0" {
         assert!(start.elapsed() < Duration::from_secs(30), "stripes and orphans left: {}", live.ask("left"));

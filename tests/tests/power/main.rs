@@ -11,6 +11,7 @@ mod kills;
 mod leaks;
 mod load;
 mod track;
+mod unnamed;
 
 use std::fs::{self, File};
 use std::io::Write;

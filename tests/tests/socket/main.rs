@@ -15,3 +15,4 @@ mod seal;
 mod second;
 mod signals;
 mod together;
+mod unnamed;

@@ -20,7 +20,8 @@ struct All {
     extents: BTreeMap<(Ino, u64), ExtentRecord>,
     stripes: BTreeMap<StripeId, Stripe>,
     garbage: BTreeMap<(StripeId, u64), Stripe>,
-    orphans: BTreeSet<Ino>,
+    /// Each with the directory it was made in, if it never had a name.
+    orphans: BTreeMap<Ino, Option<Ino>>,
     with_xattrs: BTreeSet<Ino>,
     births: Vec<Seq>,
     usage: BTreeMap<Account, Usage>,
@@ -71,7 +72,10 @@ impl All {
             b'G' => {
                 self.garbage.insert((StripeId(second), first), Stripe::decode(value).expect("garbage"));
             }
-            b'O' => drop(self.orphans.insert(ino)),
+            b'O' => {
+                assert!(matches!(value.len(), 0 | 8), "an orphan of {value:?}");
+                self.orphans.insert(ino, (!value.is_empty()).then(|| Ino(keys::field(value, 0))));
+            }
             // Of jobs: job.rs.
             b'J' | b'W' => (),
             b'X' => drop(self.with_xattrs.insert(ino)),
@@ -104,7 +108,12 @@ impl All {
         assert!(*newest <= self.state.seq, "a record of {newest:?} in {:?}", self.state.seq);
         let nameless: BTreeSet<Ino> =
             self.inodes.values().filter(|inode| inode.attr.nlink == 0).map(|inode| inode.attr.ino).collect();
-        assert_eq!(self.orphans, nameless, "orphans and inodes without a name");
+        assert!(self.orphans.keys().eq(&nameless), "orphans {:?}, without a name {nameless:?}", self.orphans);
+        for (ino, dir) in self.orphans.iter().filter_map(|(ino, dir)| Some((ino, (*dir)?))) {
+            assert_eq!(self.inodes[ino].attr.kind, FileKind::File, "{ino:?} was made without a name");
+            let kind = self.inodes.get(&dir).map_or(FileKind::Dir, |dir| dir.attr.kind);
+            assert_eq!(kind, FileKind::Dir, "{ino:?} was made in {dir:?}");
+        }
         assert!(self.with_xattrs.iter().all(|ino| self.inodes.contains_key(ino)), "attributes of no inode");
     }
 

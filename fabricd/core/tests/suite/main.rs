@@ -19,3 +19,4 @@ mod rng;
 mod sessions;
 mod snapshots;
 mod spec;
+mod unnamed;

@@ -43,9 +43,11 @@ fn side_by_side(seed: u64, seen: &mut Seen) {
             Ok(Applied { reply: Reply::Attr(attr), .. }) => attr.ino,
             _ => Ino(0),
         };
+        let is_new =
+            matches!(command.op, Op::Link { ino, .. } if spec.nodes.get(&ino).is_some_and(|n| n.is_new));
         let expected = spec.apply(&command, fresh);
         assert_eq!(reply(&applied), expected, "{what}");
-        count(seen, &command, expected.err());
+        count(seen, name_of(&command, is_new), expected.err());
         if let Ok(applied) = applied {
             ops.created(fresh);
             in_force(&mut tables, applied, &spec.freed, &what);
@@ -104,9 +106,13 @@ fn in_force(tables: &mut MemTables, applied: Applied, freed: &BTreeSet<StripeId>
     assert_eq!(read::state(tables).expect("state").seq.0, before.0 + 1, "{what}");
 }
 
-fn count(seen: &mut Seen, command: &Command, error: Option<Kind>) {
+/// The command's, and another one for links that are a file's first name.
+fn name_of(command: &Command, is_new: bool) -> String {
     let op = format!("{:?}", command.op);
-    let op = op.split(' ').next().unwrap_or_default().to_string();
+    if is_new { "FirstLink".into() } else { op.split(' ').next().unwrap_or_default().into() }
+}
+
+fn count(seen: &mut Seen, op: String, error: Option<Kind>) {
     *seen.entry((op, error.map(|kind| format!("{kind:?}")))).or_default() += 1;
 }
 
@@ -186,9 +192,10 @@ fn same_bytes<T: Tables>(tables: &T, spec: &Spec, ino: Ino, what: &str) {
 
 /// A comparison of commands that all fail says nothing.
 fn everything_happened(seen: &Seen) {
-    let usual = "Create Link Unlink Rmdir Rename SetAttr SetXattr RemoveXattr Commit Punch Clone Reap \
+    let usual = "Create CreateUnnamed Link FirstLink Unlink Rmdir Rename SetAttr SetXattr RemoveXattr Commit Punch Clone Reap \
                  OpenBatch Collected TakeSnapshot DropSnapshot Prune";
-    let errors = "Create:Exists,NotDir,NotFound,Stale,Invalid,NameTooLong Link:NotPermitted,NotFound,Exists,Stale \
+    let errors = "Create:Exists,NotDir,NotFound,Stale,Invalid,NameTooLong CreateUnnamed:NotDir,NotFound,Stale \
+                  Link:NotPermitted,NotFound,Exists,Stale FirstLink:Exists \
                   Unlink:IsDir,NotFound,NotDir Rmdir:NotEmpty,NotDir,NotFound \
                   Rename:Exists,NotFound,Invalid,IsDir,NotDir,NotEmpty,Stale SetAttr:IsDir,Invalid,TooLarge,Stale \
                   SetXattr:Range,Invalid,Exists,NoAttr,Stale RemoveXattr:NoAttr,Stale \

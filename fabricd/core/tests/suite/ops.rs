@@ -68,8 +68,9 @@ impl Ops {
             return Op::Prune { from: Vec::new(), max: u32::MAX };
         }
         match self.rng.within(0..100) {
-            0..22 => self.create(spec),
-            22..27 => Op::Link { ino: self.any(spec), parent: self.dir(spec), name: self.name() },
+            0..20 => self.create(spec),
+            20..22 => self.create_unnamed(spec),
+            22..27 => Op::Link { ino: self.linked(spec), parent: self.dir(spec), name: self.name() },
             27..33 => {
                 let (parent, name) = self.entry(spec);
                 Op::Unlink { parent, name }
@@ -179,6 +180,24 @@ impl Ops {
             rdev: if kind == FileKind::CharDev { 0x103 } else { 0 },
             target: if is_symlink { target } else { Vec::new() },
         }
+    }
+
+    fn create_unnamed(&mut self, spec: &Spec) -> Op {
+        let cred = Cred { uid: self.rng.within(0..3) as u32, gid: self.rng.within(0..3) as u32 };
+        let umask = self.rng.within(0..0o1000) as u32;
+        let parent = if self.rng.one_in(10) { self.removed_dir(spec) } else { self.dir(spec) };
+        Op::CreateUnnamed { parent, mode: self.mode(), umask, cred }
+    }
+
+    fn removed_dir(&mut self, spec: &Spec) -> Ino {
+        let dirs = spec.nodes.keys().copied().filter(|&ino| spec.is_dir(ino) && spec.nlink(ino) == 0);
+        let dirs: Vec<Ino> = dirs.collect();
+        if dirs.is_empty() { self.dir(spec) } else { self.of(&dirs) }
+    }
+
+    /// Something to be linked: often what has no name.
+    fn linked(&mut self, spec: &Spec) -> Ino {
+        if self.rng.one_in(3) { self.orphan(spec) } else { self.any(spec) }
     }
 
     fn mode(&mut self) -> u32 {

@@ -31,6 +31,8 @@ pub(crate) struct Node {
     pub(crate) names: Vec<(Vec<u8>, Ino)>,
     pub(crate) data: BTreeMap<u64, Byte>,
     pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// It never had a name.
+    pub(crate) is_new: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -65,6 +67,9 @@ impl Spec {
         self.freed.clear();
         match &command.op {
             Op::Create { .. } => self.create(&command.op, fresh).map(Reply::Attr),
+            Op::CreateUnnamed { parent, mode, umask, cred } => {
+                self.create_unnamed(*parent, mode & !umask, *cred, fresh).map(Reply::Attr)
+            }
             Op::Link { ino, parent, name } => self.link(*ino, *parent, name).map(Reply::Attr),
             Op::Unlink { parent, name } => self.unlink(*parent, name).map(Reply::Unlinked),
             Op::Rmdir { parent, name } => self.rmdir(*parent, name).map(Reply::Unlinked),
@@ -176,7 +181,7 @@ impl Spec {
 impl Node {
     fn new(attr: Attr, target: &[u8]) -> Self {
         let (names, data, xattrs) = (Vec::new(), BTreeMap::new(), BTreeMap::new());
-        Self { attr, target: target.to_vec(), names, data, xattrs }
+        Self { attr, target: target.to_vec(), names, data, xattrs, is_new: false }
     }
 
     pub(crate) fn find(&self, name: &[u8]) -> Option<Ino> {

@@ -1,6 +1,6 @@
 //! Names: create, link, unlink, rmdir, rename.
 
-use kos_types::{Attr, FileKind, Ino, Kind, Op, RenameMode, Reply};
+use kos_types::{Attr, Cred, FileKind, Ino, Kind, Op, RenameMode, Reply};
 
 use super::{Node, Result, Spec};
 
@@ -26,18 +26,33 @@ impl Spec {
         if dir.find(name).is_some() {
             return Err(Kind::Exists);
         }
+        self.make(*parent, (*kind, mode & !umask), *cred, fresh)?;
+        let made = self.node_mut(fresh)?;
+        (made.attr.rdev, made.attr.size, made.target) = (*rdev, target.len() as u64, target.clone());
+        self.dir_mut(*parent).names.push((name.clone(), fresh));
+        self.stat(fresh)
+    }
+
+    /// As a file is created, but for the name.
+    pub(super) fn create_unnamed(&mut self, parent: Ino, mode: u32, cred: Cred, fresh: Ino) -> Result<Attr> {
+        self.make(parent, (FileKind::File, mode), cred, fresh)?;
+        self.node_mut(fresh)?.is_new = true;
+        self.stat(fresh)
+    }
+
+    fn make(&mut self, parent: Ino, (kind, mode): (FileKind, u32), cred: Cred, fresh: Ino) -> Result<()> {
+        let dir = self.live_dir(parent)?;
         let (inherits, group) = (dir.attr.mode & 0o2000 != 0, dir.attr.gid);
         let now = self.now;
-        let mode = mode & !umask;
         let attr = Attr {
             ino: fresh,
-            kind: *kind,
-            mode: if inherits && *kind == FileKind::Dir { mode | 0o2000 } else { mode },
+            kind,
+            mode: if inherits && kind == FileKind::Dir { mode | 0o2000 } else { mode },
             nlink: 0,
             uid: cred.uid,
             gid: if inherits { group } else { cred.gid },
-            rdev: *rdev,
-            size: target.len() as u64,
+            rdev: 0,
+            size: 0,
             bytes: 0,
             atime: now,
             mtime: now,
@@ -45,9 +60,8 @@ impl Spec {
             btime: now,
             sealed: false,
         };
-        assert!(self.nodes.insert(fresh, Node::new(attr, target)).is_none(), "{fresh:?} is in use");
-        self.dir_mut(*parent).names.push((name.clone(), fresh));
-        self.stat(fresh)
+        assert!(self.nodes.insert(fresh, Node::new(attr, &[])).is_none(), "{fresh:?} is in use");
+        Ok(())
     }
 
     pub(super) fn link(&mut self, ino: Ino, parent: Ino, name: &[u8]) -> Result<Attr> {
@@ -57,12 +71,13 @@ impl Spec {
         if self.is_dir(ino) {
             return Err(Kind::NotPermitted);
         }
-        if self.nlink(ino) == 0 {
+        if self.nlink(ino) == 0 && !self.node(ino)?.is_new {
             return Err(Kind::NotFound);
         }
         if self.live_dir(parent)?.find(name).is_some() {
             return Err(Kind::Exists);
         }
+        self.node_mut(ino)?.is_new = false;
         self.dir_mut(parent).names.push((name.to_vec(), ino));
         self.changed(ino)
     }
