@@ -2,9 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::process::Command;
 
 use kos_tests::Daemon;
+use kos_tests::unnamed::{link, unnamed};
 
 use crate::{Jobs, SECONDS_MAX, sh, sh_as};
 
@@ -51,6 +53,41 @@ fn files_are_dropped_as_programs_do_it() {
         drop_by(&jobs, how, name);
     }
     assert!(jobs.listed().iter().all(|name| name.parse::<u64>().is_ok()), "{:?}", jobs.listed());
+    daemon.stop();
+    assert!(!daemon.log().contains("kos-fuse:"), "{}", daemon.log());
+}
+
+/// As programs do that show a file only when it is whole: it has no name before it is a job, and none after.
+#[test]
+fn a_file_without_a_name_is_dropped_by_its_link() {
+    let mut daemon = Daemon::that_makes_unnamed();
+    let jobs = Jobs::of(&daemon);
+    for (name, dir) in [("elsewhere", daemon.mem()), ("there", jobs.dir.clone())] {
+        let mut file = unnamed(&dir).expect("O_TMPFILE");
+        file.write_all(b"words").expect("write");
+        assert_eq!(jobs.listed().len(), usize::from(name == "there"));
+        let refused = link(&file, &jobs.dir.join(name)).expect_err("no script");
+        assert_eq!(refused.raw_os_error(), Some(libc::EINVAL));
+        assert!(jobs.why_rejected(name).starts_with("line 1"));
+        file.set_len(0).and_then(|()| file.write_all_at(SCRIPT.as_bytes(), 0)).expect("write");
+        link(&file, &jobs.dir.join(name)).expect("link");
+        assert_eq!(jobs.wait(name), "0\n", "{}", jobs.read(name, "status"));
+        assert_eq!(jobs.read(name, "spec"), SCRIPT);
+        assert!(!jobs.dir.join(name).exists(), "the name stays");
+        assert_eq!(file.metadata().expect("stat").nlink(), 0);
+    }
+    // One that editors leave is a file there, as it is when it is renamed in.
+    let ignored = unnamed(&jobs.dir).expect("O_TMPFILE");
+    ignored.write_all_at(SCRIPT.as_bytes(), 0).expect("write");
+    link(&ignored, &jobs.dir.join(".ignored")).expect("link");
+    assert_eq!(fs::read_to_string(jobs.dir.join(".ignored")).expect("read"), SCRIPT);
+    fs::rename(jobs.dir.join(".ignored"), jobs.dir.join("renamed")).expect("rename");
+    assert_eq!(jobs.wait("renamed"), "0\n");
+    for dir in ["by-name", "rejected"] {
+        let made = unnamed(&jobs.dir.join(dir)).expect_err("nobody makes files there");
+        assert_eq!(made.raw_os_error(), Some(libc::EPERM));
+    }
+    drop(ignored);
     daemon.stop();
     assert!(!daemon.log().contains("kos-fuse:"), "{}", daemon.log());
 }
