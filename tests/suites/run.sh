@@ -84,8 +84,8 @@ run() {
             echo "suites: $name: FAILED (exit $status; 124 is the deadline of $limit s)" \
                 "after $(minutes $((SECONDS - began))); the end of its log:"
             tail -n 50 "$tmp/$name.log"
-            echo "suites: $name: the end of the daemon's log:"
-            tail -n 50 "$daemon_log"
+            echo "suites: $name: the end of the daemon's log, and of the other mounts':"
+            tail -n 50 "$daemon_log" "${daemon_log%/*}/mount.log" 2>/dev/null || true
         } >&2
         failed+=("$name")
         up >&2 || true # the others shall run all the same

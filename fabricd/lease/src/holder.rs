@@ -334,6 +334,9 @@ impl Shared {
                 self.step(Input::Invalidated { recall });
             }
             Job::Abandon => {
+                kos_types::log!(
+                    "kos-lease: the session was lost: it could not be renewed in time, or was taken back"
+                );
                 let discarded = self.cache.abandon();
                 self.step(Input::Abandoned { discarded });
             }
