@@ -27,7 +27,7 @@ use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
 use crate::leases::{Returns, Watch};
 use crate::locks;
-use crate::session::{Caches, Fuser, Own, Session, raise_pages};
+use crate::session::{Caches, Fuser, Own, READ_BYTES_MAX, Session, WRITE_BYTES_MAX, raise_pages};
 
 const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
@@ -156,10 +156,10 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     if options.first {
         fs.job_leftovers()?;
     }
-    if let Err(e) = raise_pages(S::WRITE_BYTES_MAX) {
+    if let Err(e) = raise_pages(WRITE_BYTES_MAX) {
         kos_types::log!("kos-fuse: {e}: what is only written goes through the page cache");
     }
-    let device = attach(options, S::READ_BYTES_MAX)?;
+    let device = attach(options, READ_BYTES_MAX)?;
     let session = S::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
         // Nothing serves it: a mount left behind would only answer "not connected".
         let _ = unmount(&options.dir, UnmountFlags::DETACH);

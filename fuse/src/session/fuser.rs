@@ -26,16 +26,9 @@ use self::convert::{
     attributes, created, data, empty, entry, held, ino, lock, position, space, time_change, value, written,
 };
 use super::requests::{From, Requests, Write, kind_of_mode};
-use super::{Caches, Session};
+use super::{BACKGROUND_MAX, Caches, Session, WRITE_BYTES_MAX};
 use crate::fs::{Fs, is_privileged};
 
-/// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
-/// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
-const MAX_WRITE: u32 = (1 << 20) + 4096;
-/// Bytes of one read: a whole part of a stripe, where the kernel reads ahead.
-const MAX_READ: u32 = 1 << 20;
-/// Requests the kernel may have in flight in the background.
-const MAX_BACKGROUND: u16 = 64;
 /// What the mount wants from the kernel; each is left out where the kernel lacks it.
 const WANTED: [InitFlags; 10] = [
     InitFlags::FUSE_PARALLEL_DIROPS,
@@ -54,9 +47,6 @@ const WANTED: [InitFlags; 10] = [
 pub(crate) struct Fuser<F: Fabric + 'static>(fuser::Session<Kernel<F>>);
 
 impl<F: Fabric> Session<F> for Fuser<F> {
-    const WRITE_BYTES_MAX: u32 = MAX_WRITE;
-    const READ_BYTES_MAX: u32 = MAX_READ;
-
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
         let mut config = Config::default();
         config.n_threads = Some(threads);
@@ -91,7 +81,7 @@ impl<F: Fabric + 'static> Filesystem for Kernel<F> {
                 kos_types::log!("kos-fuse: this kernel has no {flag:?}; the mount works without");
             }
             if flag == InitFlags::FUSE_DIRECT_IO_ALLOW_MMAP {
-                self.0.fs.streams.store(!refused && super::takes_pages(MAX_WRITE), Ordering::Relaxed);
+                self.0.fs.streams.store(!refused && super::takes_pages(WRITE_BYTES_MAX), Ordering::Relaxed);
             }
         }
         // A copy lies on a filesystem that is on no other one.
@@ -104,7 +94,9 @@ impl<F: Fabric + 'static> Filesystem for Kernel<F> {
         }
         self.0.fs.in_place.store(in_place, Ordering::Relaxed);
         // Refused values leave the kernel's own: slower, not wrong.
-        if config.set_max_write(MAX_WRITE).is_err() || config.set_max_background(MAX_BACKGROUND).is_err() {
+        if config.set_max_write(WRITE_BYTES_MAX).is_err()
+            || config.set_max_background(BACKGROUND_MAX).is_err()
+        {
             kos_types::log!("kos-fuse: the kernel keeps its own request sizes");
         }
         Ok(())

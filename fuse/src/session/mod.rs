@@ -22,6 +22,13 @@ pub(crate) use self::own::Own;
 /// Pages that the kernel lets a request have, in all mounts of the machine.
 const PAGES_LIMIT: &str = "/proc/sys/fs/fuse/max_pages_limit";
 const PAGE_BYTES: u32 = 4096;
+/// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
+/// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
+pub(crate) const WRITE_BYTES_MAX: u32 = (1 << 20) + PAGE_BYTES;
+/// Bytes of one read: a whole part of a stripe, where the kernel reads ahead.
+pub(crate) const READ_BYTES_MAX: u32 = 1 << 20;
+/// Requests the kernel may have in flight in the background.
+const BACKGROUND_MAX: u16 = 64;
 
 /// Have the kernel let requests have `bytes`. It looks when a mount is made; what it refuses leaves
 /// requests smaller.
@@ -40,10 +47,6 @@ fn takes_pages(bytes: u32) -> bool {
 
 /// One mount's connection to the kernel, which is ready to be served.
 pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
-    /// Bytes of the largest write it takes at once, and of the largest read it wants to be asked for.
-    const WRITE_BYTES_MAX: u32;
-    const READ_BYTES_MAX: u32;
-
     /// Agree with the kernel on the terms. `device` is attached to a directory already, and
     /// `threads` requests are to be served at once.
     ///

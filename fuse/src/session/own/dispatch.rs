@@ -8,7 +8,7 @@ use super::answer::{Opening, attributes, created, entry, lock, names, space, sta
 use super::device::Channels;
 use super::reply::Reply;
 use crate::session::protocol::{self, Agreed, Header, Operation, Setattr, decode, reply as encode};
-use crate::session::requests::{From, Lock, Requests, Write, kind_of_mode};
+use crate::session::requests::{Answer, Created, Found, From, Lock, Requests, Write, kind_of_mode};
 
 /// What a copy's answer can count in 32 bits; whole blocks keep the next call aligned.
 const COPY_MAX: u64 = 1 << 30;
@@ -61,9 +61,16 @@ impl<F: Fabric + 'static> Dispatch<F> {
         let node = Ino(header.node);
         let from = From::new(header.unique, (header.uid, header.gid, header.pid));
         let empty = move |reply: Reply| move |answer| reply.done(answer);
+        let named =
+            move |reply: Reply| move |found: Answer<Found>| reply.answer(found.map(|found| entry(&found)));
+        let about = move |reply: Reply| {
+            move |found: Answer<Found>| reply.answer(found.map(|found| attributes(&found)))
+        };
+        let opened =
+            move |reply: Reply| move |made: Answer<Created>| reply.answer(made.map(|made| created(&made)));
         match operation {
             Operation::Lookup { name } => {
-                all.lookup((node, name), |found| reply.answer(found.map(|found| entry(&found))));
+                all.lookup((node, name), named(reply));
             }
             Operation::Forget { nlookup } => {
                 all.fs.forget(node, nlookup);
@@ -74,32 +81,24 @@ impl<F: Fabric + 'static> Dispatch<F> {
                 reply.none();
             }
             Operation::Getattr { .. } => {
-                all.getattr(node, |found| reply.answer(found.map(|found| attributes(&found))));
+                all.getattr(node, about(reply));
             }
             Operation::Statx { .. } => {
                 all.getattr(node, |found| reply.answer(found.map(|found| statx(&found))));
             }
-            Operation::Setattr(set) => all.setattr(node, set_attr(&set), from, |found| {
-                reply.answer(found.map(|found| attributes(&found)));
-            }),
+            Operation::Setattr(set) => all.setattr(node, set_attr(&set), from, about(reply)),
             Operation::Readlink => reply.answer(all.readlink(node)),
             Operation::Symlink { name, target, .. } => {
                 let kind = Some(FileKind::Symlink);
-                all.make((node, name), kind, (0o777, 0, 0), from, target, |found| {
-                    reply.answer(found.map(|found| entry(&found)));
-                });
+                all.make((node, name), kind, (0o777, 0, 0), from, target, named(reply));
             }
             Operation::Mknod { name, mode, rdev, umask, .. } => {
                 let bits = (mode & 0o7777, umask, rdev);
-                all.make((node, name), kind_of_mode(mode), bits, from, b"", |found| {
-                    reply.answer(found.map(|found| entry(&found)));
-                });
+                all.make((node, name), kind_of_mode(mode), bits, from, b"", named(reply));
             }
             Operation::Mkdir { name, mode, umask, .. } => {
                 let bits = (mode & 0o7777, umask, 0);
-                all.make((node, name), Some(FileKind::Dir), bits, from, b"", |found| {
-                    reply.answer(found.map(|found| entry(&found)));
-                });
+                all.make((node, name), Some(FileKind::Dir), bits, from, b"", named(reply));
             }
             Operation::Unlink { name } => all.unlink((node, name), from, empty(reply)),
             Operation::Rmdir { name } => all.rmdir((node, name), from, empty(reply)),
@@ -107,22 +106,16 @@ impl<F: Fabric + 'static> Dispatch<F> {
                 all.rename((node, name), (Ino(new_dir), new_name), flags, from, empty(reply));
             }
             Operation::Link { node: linked, name } => {
-                all.link(Ino(linked), (node, name), from, |found| {
-                    reply.answer(found.map(|found| entry(&found)));
-                });
+                all.link(Ino(linked), (node, name), from, named(reply));
             }
             Operation::Open { flags, .. } => {
                 all.open(node, flags, Opening { reply, channels: Weak::clone(&self.channels) });
             }
             Operation::Create { name, flags, mode, umask, .. } => {
-                all.create((node, name), (mode, umask), flags, from, |made| {
-                    reply.answer(made.map(|made| created(&made)));
-                });
+                all.create((node, name), (mode, umask), flags, from, opened(reply));
             }
             Operation::Tmpfile { flags, mode, umask, .. } => {
-                all.tmpfile(node, (mode, umask), flags, from, |made| {
-                    reply.answer(made.map(|made| created(&made)));
-                });
+                all.tmpfile(node, (mode, umask), flags, from, opened(reply));
             }
             Operation::Read { fh, off, size, lock_owner, .. } => {
                 // The kernel names an owner where a program's read comes as it is.

@@ -22,18 +22,11 @@ use super::protocol::{
     Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused, Wanted, agree, flag, opcode,
 };
 use super::requests::Requests;
-use super::{Caches, PAGE_BYTES, Session};
+use super::{BACKGROUND_MAX, Caches, PAGE_BYTES, Session, WRITE_BYTES_MAX};
 use crate::fs::Fs;
 
-/// Bytes of one write: 1 MiB, and one page more, which memory that does not begin with a page reaches into. Without it
-/// the kernel would cut each write of 1 MiB from such memory in two, in the middle of a block.
-const MAX_WRITE: u32 = (1 << 20) + PAGE_BYTES;
-/// Bytes of one read: a whole part of a stripe, where the kernel reads ahead.
-const MAX_READ: u32 = 1 << 20;
 /// The kernel offers less; what it reads ahead is set after mounting.
 const MAX_READAHEAD: u32 = 1 << 30;
-/// Requests the kernel may have in flight in the background.
-const MAX_BACKGROUND: u16 = 64;
 /// The kernel sends its first request when it is mounted.
 const HANDSHAKE_SECONDS: i64 = 10;
 /// Larger than the first request.
@@ -99,17 +92,14 @@ fn shake_hands(device: &OwnedFd, wanted: &Wanted) -> io::Result<Agreed> {
 }
 
 impl<F: Fabric + 'static> Session<F> for Own<F> {
-    const WRITE_BYTES_MAX: u32 = MAX_WRITE;
-    const READ_BYTES_MAX: u32 = MAX_READ;
-
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
         let locks = if fs.share_locks { flag::POSIX_LOCKS | flag::FLOCK_LOCKS } else { 0 };
         let wanted = Wanted {
             flags: WANTED.iter().fold(locks, |all, (flag, _)| all | flag),
-            max_write: MAX_WRITE,
+            max_write: WRITE_BYTES_MAX,
             max_readahead: MAX_READAHEAD,
-            max_pages: MAX_WRITE.div_ceil(PAGE_BYTES) as u16,
-            max_background: MAX_BACKGROUND,
+            max_pages: WRITE_BYTES_MAX.div_ceil(PAGE_BYTES) as u16,
+            max_background: BACKGROUND_MAX,
             // A copy lies on a filesystem that is on no other one.
             max_stack_depth: 1,
             ..Wanted::default()
@@ -119,7 +109,7 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
             kos_types::log!("kos-fuse: this kernel does not offer {without}; the mount works without");
         }
         fs.streams.store(
-            agreed.has(flag::DIRECT_IO_ALLOW_MMAP) && super::takes_pages(MAX_WRITE),
+            agreed.has(flag::DIRECT_IO_ALLOW_MMAP) && super::takes_pages(WRITE_BYTES_MAX),
             Ordering::Relaxed,
         );
         fs.in_place.store(agreed.has(flag::PASSTHROUGH), Ordering::Relaxed);
