@@ -53,11 +53,15 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn job_flushed(&self, ino: Ino, handle: u64) -> Result<()> {
         let Some(dropped) = self.jobs.drops.find(ino) else { return Ok(()) };
         let mut dropped = lock(&dropped);
-        if dropped.written && dropped.writers.contains(&handle) {
-            self.judge(ino, &mut dropped)
-        } else {
-            Ok(())
+        if !dropped.written || !dropped.writers.contains(&handle) {
+            return Ok(());
         }
+        let judged = self.judge(ino, &mut dropped);
+        if judged.is_err() && dropped.writers.len() == 1 {
+            // Now, not at the last close: the kernel tells that one only after close(2) returned.
+            self.keep(ino, &dropped);
+        }
+        judged
     }
 
     /// The last close of one open: when it was the last writer, the file leaves the listing.
@@ -71,13 +75,20 @@ impl<F: Fabric> Fs<F> {
             // Stores into a mapping come after the close; nobody is left to be told but by the file.
             let _ = self.judge(ino, &mut dropped);
         }
+        // An empty file is waiting for its bytes.
+        if dropped.verdict != Verdict::None {
+            self.keep(ino, &dropped);
+            self.jobs.drops.take(ino);
+        }
+    }
+
+    /// Take a judged file out of the listing: to where it runs, or to the refused ones.
+    fn keep(&self, ino: Ino, dropped: &Dropped) {
         let done = match dropped.verdict {
-            // An empty file is waiting for its bytes.
-            Verdict::None => return,
+            Verdict::None => Ok(()),
             Verdict::Good(id) => self.leave_jobs(&dropped.name, ino).and_then(|()| self.ready(id)),
             Verdict::Bad => self.keep_refused(&dropped.name, ino),
         };
-        self.jobs.drops.take(ino);
         if let Err(e) = done {
             kos_types::log!("kos-fuse: job {}: {e}", String::from_utf8_lossy(&dropped.name));
         }

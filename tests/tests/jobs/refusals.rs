@@ -1,7 +1,8 @@
 //! What is refused, by whom, and how it is told.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Seek, Write};
+use std::os::fd::IntoRawFd;
 use std::os::unix::fs::{PermissionsExt, symlink};
 
 use kos_tests::Daemon;
@@ -50,6 +51,30 @@ fn a_bad_specification_fails_the_close_and_says_why() {
     assert_eq!(errno(fs::rename(&wrong, jobs.dir.join("wrong"))), Some(libc::EINVAL));
     assert_eq!(errno(fs::hard_link(&wrong, jobs.dir.join("wrong"))), Some(libc::EINVAL));
     assert!(wrong.exists() && jobs.why_rejected("wrong").starts_with("line 1"));
+    daemon.stop();
+}
+
+/// The kernel releases a file some time after its close returned; here only once the copy is closed as well.
+#[test]
+fn what_is_refused_is_kept_when_the_close_returns() {
+    let mut daemon = Daemon::start();
+    let jobs = Jobs::of(&daemon);
+    let kept = jobs.dir.join("rejected/bad");
+    let mut file = File::create(jobs.dir.join("bad")).expect("create");
+    let mut copy = file.try_clone().expect("dup");
+    file.write_all(b"just words\n").expect("write");
+    #[expect(unsafe_code, reason = "the standard library hides the error of close")]
+    // SAFETY: the descriptor is ours, and nothing else closes it.
+    let closed = unsafe { libc::close(file.into_raw_fd()) };
+    assert_eq!((closed, io::Error::last_os_error().raw_os_error()), (-1, Some(libc::EINVAL)));
+    assert_eq!(fs::read_to_string(&kept).expect("kept"), "just words\n");
+    assert_eq!(jobs.listed(), [""; 0]);
+    // Its last writer may still make it a job.
+    copy.set_len(0).and_then(|()| copy.rewind()).expect("truncate");
+    copy.write_all(b"#!/bin/sh\n").expect("write");
+    drop(copy);
+    assert_eq!(jobs.wait("bad"), "0\n");
+    assert!(!kept.exists(), "it was accepted");
     daemon.stop();
 }
 
