@@ -86,7 +86,7 @@ pub(crate) struct Fs<F> {
     pub(crate) jobs: Jobs,
     handles: Mutex<HashMap<u64, Handle>>,
     next_handle: AtomicU64,
-    known: Known,
+    pub(crate) known: Known,
     pub(crate) held: Held,
     pub(crate) locks: Arc<Locks>,
     pub(crate) signals: Arc<Signals>,
@@ -309,11 +309,6 @@ impl<F: Fabric> Fs<F> {
         if !control::owns(ino) {
             self.known.told(ino);
         }
-    }
-
-    /// Inodes whose pages the kernel may have, also of files that are closed.
-    pub(crate) fn known(&self) -> Vec<Ino> {
-        self.known.all()
     }
 
     /// The kernel forgot so many of the answers that named an inode.

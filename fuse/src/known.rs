@@ -17,6 +17,8 @@ struct Inode {
     lookups: u64,
     /// It has no name any more.
     orphan: bool,
+    /// What the kernel at least takes for its size, where it may have ignored what it was told.
+    size_least: Option<u64>,
 }
 
 /// All of a mount.
@@ -67,7 +69,33 @@ impl Known {
         }
     }
 
-    /// All that the kernel knows.
+    /// Its pages or attributes are thrown out: of requests from before, the kernel ignores the attributes it is told.
+    pub(crate) fn thrown_out(&self, ino: Ino) {
+        if let Some(inode) = self.shard(ino).get_mut(&ino) {
+            inode.size_least.get_or_insert(0);
+        }
+    }
+
+    /// The kernel is about to be told its size. Whether it then surely takes it to have so many bytes.
+    pub(crate) fn sized(&self, ino: Ino, size: u64) -> bool {
+        match self.shard(ino).get_mut(&ino).and_then(|inode| inode.size_least.as_mut()) {
+            Some(least) if *least < size => false,
+            Some(least) => {
+                *least = size;
+                true
+            }
+            None => true,
+        }
+    }
+
+    /// The kernel was made to take it to have so many.
+    pub(crate) fn enlarged(&self, ino: Ino, size: u64) {
+        if let Some(least) = self.shard(ino).get_mut(&ino).and_then(|inode| inode.size_least.as_mut()) {
+            *least = size.max(*least);
+        }
+    }
+
+    /// All that the kernel knows: those whose pages it may have, also of files that are closed.
     pub(crate) fn all(&self) -> Vec<Ino> {
         self.shards.iter().flat_map(|shard| lock(shard).keys().copied().collect::<Vec<_>>()).collect()
     }
@@ -84,6 +112,27 @@ mod tests {
     use super::*;
 
     const FILE: Ino = Ino(77);
+
+    #[test]
+    fn a_size_is_sure_until_something_is_thrown_out() {
+        let known = Known::default();
+        known.thrown_out(FILE);
+        assert!(known.sized(FILE, 5), "the kernel does not know it");
+        known.told(FILE);
+        assert!(known.sized(FILE, 9));
+        known.thrown_out(FILE);
+        assert!(!known.sized(FILE, 9));
+        known.enlarged(FILE, 9);
+        known.thrown_out(FILE);
+        assert!(known.sized(FILE, 9) && !known.sized(FILE, 10));
+        assert!(known.sized(FILE, 4), "it was cut");
+        assert!(!known.sized(FILE, 5), "and longer again");
+        known.enlarged(FILE, 5);
+        assert!(known.sized(FILE, 5));
+        known.forgot(FILE, 1);
+        known.told(FILE);
+        assert!(known.sized(FILE, 99));
+    }
 
     #[test]
     fn an_orphan_goes_with_the_last_of_what_was_told() {

@@ -25,7 +25,7 @@ use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::{Fs, TTL};
 use crate::jobs::Answerer;
-use crate::leases::{Returns, Watch};
+use crate::leases::{Noted, Returns, Watch};
 use crate::locks;
 use crate::session::{Caches, Fuser, Own, READ_BYTES_MAX, Session, WRITE_BYTES_MAX, raise_pages};
 
@@ -167,14 +167,15 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     })?;
 
     let caches: Arc<dyn Caches> = session.caches().into();
-    let returns = Returns { fs: Arc::clone(&fs), kernel: Arc::clone(&caches) };
+    let noted: Arc<dyn Caches> = Arc::new(Noted { fs: Arc::clone(&fs), kernel: Arc::clone(&caches) });
+    let returns = Returns { fs: Arc::clone(&fs), kernel: Arc::clone(&noted) };
     let leases = lease(Arc::new(returns)).inspect_err(|_| {
         let _ = unmount(&options.dir, UnmountFlags::DETACH);
     })?;
     let mut watch = None;
     if let Some(leases) = &leases {
         fs.held.begin(leases);
-        watch = Some(Watch::start(&fs, Arc::clone(leases), Arc::clone(&caches))?);
+        watch = Some(Watch::start(&fs, Arc::clone(leases), noted)?);
     }
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
@@ -206,7 +207,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         }),
         drop_pages: Arc::new({
             let (fs, caches) = (Arc::clone(&fs), Arc::clone(&caches));
-            move || fs.drain().and_then(|()| write_back(&*caches, &fs.known()))
+            move || fs.drain().and_then(|()| write_back(&*caches, &fs.known.all()))
         }),
         flush: Arc::new(move || fs.flush_all()),
         ended: session_ended,

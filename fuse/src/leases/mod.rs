@@ -23,7 +23,7 @@ use gate::Gate;
 pub(crate) use names::{Found, Kept};
 pub(crate) use pages::Range;
 use pages::{Pages, Then};
-pub(crate) use returns::{Returns, Watch};
+pub(crate) use returns::{Noted, Returns, Watch};
 
 /// Inodes whose leases one listing asks for at once.
 pub(crate) const LISTED_MAX: usize = 32;
@@ -85,6 +85,11 @@ impl Held {
     /// Run something once no page of a file is in the kernel that is there now.
     pub(crate) fn after_pages(&self, ino: Ino, then: Then) {
         self.pages.drop_then(ino, then);
+    }
+
+    /// Run something once the kernel takes a file to have so many bytes.
+    pub(crate) fn after_enlarging(&self, ino: Ino, size: u64, then: Then) {
+        self.pages.enlarge_then(ino, size, then);
     }
 
     pub(crate) fn released(&self, ino: Ino, flags: i32) {

@@ -22,7 +22,7 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(crate) type Range = (u64, u64);
 const WHOLE: Range = (0, 0);
 
-/// Something that waits until pages are thrown out.
+/// Something that waits for what the kernel is told.
 pub(super) type Then = Box<dyn FnOnce() + Send>;
 
 /// Too many ranges are the whole file.
@@ -45,13 +45,22 @@ struct Round {
     ranges: Vec<Range>,
 }
 
+/// What the kernel is told before somebody is answered.
+#[derive(Debug, Clone, Copy)]
+enum Tell {
+    /// To throw all pages out.
+    Drop,
+    /// That there are at least so many bytes.
+    Enlarge(u64),
+}
+
 #[derive(Default)]
 struct State {
     rounds: HashMap<Ino, Round>,
     /// Ranges that hold what belongs elsewhere.
     wrong: HashMap<Ino, Vec<Range>>,
-    /// Requests that are answered when the pages of a file are out; each is one that the kernel waits for.
-    waiting: Vec<(Ino, Then)>,
+    /// Requests that are answered when the kernel was told of a file; each is one that it waits for.
+    waiting: Vec<(Ino, Tell, Then)>,
     stopping: bool,
 }
 
@@ -137,12 +146,22 @@ impl Pages {
 
     /// Throw all pages out that are there now, and then run something.
     pub(super) fn drop_then(&self, ino: Ino, then: Then) {
-        self.state().waiting.push((ino, then));
+        self.wait_for(ino, Tell::Drop, then);
+    }
+
+    /// Have the kernel take a file to have at least `size` bytes, and then run something. The kernel may wait for a page
+    /// of it.
+    pub(super) fn enlarge_then(&self, ino: Ino, size: u64, then: Then) {
+        self.wait_for(ino, Tell::Enlarge(size), then);
+    }
+
+    fn wait_for(&self, ino: Ino, tell: Tell, then: Then) {
+        self.state().waiting.push((ino, tell, then));
         self.changed.notify_all();
     }
 
-    /// Throw out what others ask for, until [`Self::stop`]; `each` is called each second.
-    pub(super) fn drop_for_others(&self, kernel: &dyn Caches, mut each: impl FnMut()) {
+    /// Tell the kernel what others ask for, until [`Self::stop`]; `each` is called each second.
+    pub(super) fn tell_for_others(&self, kernel: &dyn Caches, mut each: impl FnMut()) {
         let drop_ranges = |ino: Ino, ranges: &[Range]| {
             let dropped = ranges.iter().try_for_each(|&(off, len)| kernel.drop_range(ino, off, len));
             if let Err(e) = dropped {
@@ -159,8 +178,15 @@ impl Pages {
             }
             drop(state);
             wrong.into_iter().for_each(|(ino, ranges)| drop_ranges(ino, &ranges));
-            for (ino, then) in waiting {
-                drop_ranges(ino, &[WHOLE]);
+            for (ino, tell, then) in waiting {
+                match tell {
+                    Tell::Drop => drop_ranges(ino, &[WHOLE]),
+                    Tell::Enlarge(size) => {
+                        if let Err(e) = kernel.enlarge(ino, size) {
+                            kos_types::log!("kos-fuse: inode {} may end early in mappings: {e}", ino.0);
+                        }
+                    }
+                }
                 then();
             }
             if last.elapsed() >= IDLE {
@@ -172,7 +198,7 @@ impl Pages {
         // They are answered all the same: nothing reads any more what is old.
         let waiting = std::mem::take(&mut state.waiting);
         drop(state);
-        waiting.into_iter().for_each(|(_, then)| then());
+        waiting.into_iter().for_each(|(.., then)| then());
     }
 
     /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.

@@ -1,6 +1,7 @@
 //! Giving leases back: what is buffered is committed, what is cached goes. All of it happens in threads of the
 //! leases and of [`Watch`], never in one that serves requests: those are needed for it.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
@@ -108,8 +109,32 @@ impl<F: Fabric> Cache for Returns<F> {
     }
 }
 
-/// The thread that lets requests in where the kernel waits for them, and the one that throws out pages for other reasons
-/// than a recall; they end when this is dropped.
+/// The kernel's caches, and what is known of them.
+pub(crate) struct Noted<F> {
+    pub(crate) fs: Arc<Fs<F>>,
+    pub(crate) kernel: Arc<dyn Caches>,
+}
+
+impl<F: Fabric> Caches for Noted<F> {
+    fn drop_range(&self, file: Ino, off: u64, len: u64) -> io::Result<()> {
+        self.fs.known.thrown_out(file);
+        self.kernel.drop_range(file, off, len)
+    }
+
+    fn drop_attributes(&self, file: Ino) -> io::Result<()> {
+        self.fs.known.thrown_out(file);
+        self.kernel.drop_attributes(file)
+    }
+
+    fn enlarge(&self, file: Ino, size: u64) -> io::Result<()> {
+        self.kernel.enlarge(file, size)?;
+        self.fs.known.enlarged(file, size);
+        Ok(())
+    }
+}
+
+/// The thread that lets requests in where the kernel waits for them, and the one that tells the kernel of files for other
+/// reasons than a recall; they end when this is dropped.
 pub(crate) struct Watch {
     pages: Arc<Pages>,
     threads: Vec<JoinHandle<()>>,
@@ -126,7 +151,7 @@ impl Watch {
         let own = Arc::clone(&pages);
         watch.spawn("lease-watch", move || own.watch(|ino| leases.admit(ino)))?;
         let (fs, mut seen) = (Arc::clone(fs), Seen::new());
-        watch.spawn("pages", move || pages.drop_for_others(&*kernel, || fs.refresh(&*kernel, &mut seen)))?;
+        watch.spawn("pages", move || pages.tell_for_others(&*kernel, || fs.refresh(&*kernel, &mut seen)))?;
         Ok(watch)
     }
 

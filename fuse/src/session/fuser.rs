@@ -44,7 +44,11 @@ const WANTED: [InitFlags; 10] = [
 ];
 
 /// The connection.
-pub(crate) struct Fuser<F: Fabric + 'static>(fuser::Session<Kernel<F>>);
+pub(crate) struct Fuser<F: Fabric + 'static> {
+    session: fuser::Session<Kernel<F>>,
+    /// For what fuser cannot tell the kernel.
+    device: Arc<OwnedFd>,
+}
 
 impl<F: Fabric> Session<F> for Fuser<F> {
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
@@ -52,15 +56,17 @@ impl<F: Fabric> Session<F> for Fuser<F> {
         config.n_threads = Some(threads);
         config.clone_fd = true;
         let kernel = Kernel(Requests::new(fs, late::give_up, || ()));
-        fuser::Session::from_fd(kernel, device, SessionACL::All, config).map(Self)
+        let own = Arc::new(device.try_clone()?);
+        let session = fuser::Session::from_fd(kernel, device, SessionACL::All, config)?;
+        Ok(Self { session, device: own })
     }
 
     fn caches(&self) -> Box<dyn Caches> {
-        Box::new(caches::Kernel::new(self.0.notifier()))
+        Box::new(caches::Kernel::new(self.session.notifier(), Arc::downgrade(&self.device)))
     }
 
     fn serve(self) -> io::Result<()> {
-        self.0.run()
+        self.session.run()
     }
 }
 

@@ -1,6 +1,7 @@
 //! The seam to the kernel: a session speaks its protocol and calls [`Fs`]. Nothing else knows that
 //! protocol, and a session decides nothing.
 
+mod enlarge;
 mod fuser;
 mod own;
 mod protocol;
@@ -86,4 +87,10 @@ pub(crate) trait Caches: Send + Sync {
     /// # Errors
     /// When the kernel could not.
     fn drop_attributes(&self, file: Ino) -> io::Result<()>;
+
+    /// Have the kernel take a file to have at least `size` bytes, more than none. What it has of its pages stays.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn enlarge(&self, file: Ino, size: u64) -> io::Result<()>;
 }

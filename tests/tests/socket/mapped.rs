@@ -1,9 +1,13 @@
 //! Shared mappings of one file through two mounts: what each stores, both see, and nothing is lost.
 #![expect(unsafe_code, reason = "mmap")]
 
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
+use std::io::{Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use kos_tests::Daemon;
@@ -62,7 +66,7 @@ fn maps() {
         let other = own(1 - owner).last().expect("words");
         while turns && word(&map, other) < round {
             assert!(start.elapsed() < DEADLINE, "round {round}: the other's stores are not seen");
-            std::thread::yield_now();
+            thread::yield_now();
         }
     }
 }
@@ -97,7 +101,7 @@ fn both_store(rounds: u64, turns: bool) {
                 child.kill().expect("kill");
                 panic!("not within {DEADLINE:?}");
             }
-            std::thread::sleep(Duration::from_millis(10));
+            thread::sleep(Duration::from_millis(10));
         };
         assert!(status.success(), "{status}");
     }
@@ -145,5 +149,58 @@ fn mappings_from_before_and_after_the_second_mount_are_one() {
     set_word(&mut first, 1, 77);
     drop(first);
     assert_eq!(fs::read(&path).expect("read")[8..16], 77_u64.to_le_bytes());
+    daemon.stop();
+}
+
+/// The kernel ignores the size that it is told where it throws out pages at that time: who was told of it and reads it
+/// through a mapping would be killed.
+#[test]
+fn a_mapping_has_what_the_size_says_while_another_mount_adds_to_the_file() {
+    const ADDED: u64 = 300;
+    let mut daemon = Daemon::with_ram(256 << 20);
+    let second = Second::mount(&daemon);
+    for (name, grows, looks) in [("there", daemon.mem(), second.mem()), ("here", second.mem(), daemon.mem())]
+    {
+        let grown = AtomicU64::new(0);
+        let ends = AtomicBool::new(false);
+        File::create(grows.join(name)).expect("create");
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let file = OpenOptions::new().write(true).open(grows.join(name)).expect("open");
+                for round in 0..ADDED {
+                    // Within a page, and by several.
+                    let end = grown.load(Ordering::SeqCst) + [100, 5000, 40_000][(round % 3) as usize];
+                    file.write_all_at(b"x", end - 1).expect("write");
+                    grown.store(end, Ordering::SeqCst);
+                    thread::sleep(Duration::from_millis(round % 3));
+                }
+                ends.store(true, Ordering::SeqCst);
+            });
+            scope.spawn(|| {
+                while !ends.load(Ordering::SeqCst) {
+                    fs::metadata(looks.join(name)).expect("stat");
+                }
+            });
+            let mut file = OpenOptions::new().read(true).write(true).open(looks.join(name)).expect("open");
+            let (start, mut seen) = (Instant::now(), 0);
+            while seen < grown.load(Ordering::SeqCst) || !ends.load(Ordering::SeqCst) {
+                assert!(start.elapsed() < DEADLINE, "{name}: seen {seen} of {grown:?}");
+                let len = file.metadata().expect("fstat").len();
+                if len == seen {
+                    continue;
+                }
+                seen = len;
+                let page = (len - 1) / PAGE as u64 * PAGE as u64;
+                // SAFETY: what is read is there, which is what this is about; another mount changes nothing of it.
+                let last = unsafe { MmapOptions::new().offset(page).len((len - page) as usize).map(&file) };
+                assert_eq!(last.expect("mmap").last(), Some(&b'x'));
+                assert!(file.seek(SeekFrom::End(0)).expect("seek") >= len);
+                let mut byte = [0];
+                file.read_exact_at(&mut byte, len - 1).expect("read");
+                assert_eq!(byte, *b"x");
+            }
+        });
+    }
+    second.umount(false);
     daemon.stop();
 }

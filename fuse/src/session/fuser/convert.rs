@@ -100,21 +100,21 @@ const fn open_flags(caching: &Caching) -> FopenFlags {
 
 pub(super) fn entry(reply: ReplyEntry) -> impl Reply<Found> {
     move |answer: Answer<Found>| match answer {
-        Ok(Found { attr, ttl }) => reply.entry(&ttl, &file_attr(&attr), Generation(0)),
+        Ok(Found { attr, ttl, .. }) => reply.entry(&ttl, &file_attr(&attr), Generation(0)),
         Err(e) => reply.error(Errno::from_i32(e)),
     }
 }
 
 pub(super) fn attributes(reply: ReplyAttr) -> impl Reply<Found> {
     move |answer: Answer<Found>| match answer {
-        Ok(Found { attr, ttl }) => reply.attr(&ttl, &file_attr(&attr)),
+        Ok(Found { attr, ttl, .. }) => reply.attr(&ttl, &file_attr(&attr)),
         Err(e) => reply.error(Errno::from_i32(e)),
     }
 }
 
 pub(super) fn created(reply: ReplyCreate) -> impl Reply<Created> {
     move |answer: Answer<Created>| match answer {
-        Ok(Created { found: Found { attr, ttl }, handle, caching }) => {
+        Ok(Created { found: Found { attr, ttl, .. }, handle, caching }) => {
             let (handle, flags) = (FileHandle(handle), open_flags(&caching));
             reply.created(&ttl, &file_attr(&attr), Generation(0), handle, flags);
         }

@@ -7,6 +7,7 @@ use kos_types::Ino;
 
 use super::device::Channels;
 use crate::session::Caches;
+use crate::session::enlarge::enlarge;
 use crate::session::protocol::notify;
 
 /// The kernel's caches of one mount.
@@ -30,5 +31,9 @@ impl Caches for Kernel {
 
     fn drop_attributes(&self, file: Ino) -> io::Result<()> {
         self.tell(&notify::inval_inode(file.0, -1, 0))
+    }
+
+    fn enlarge(&self, file: Ino, size: u64) -> io::Result<()> {
+        self.0.upgrade().map_or(Ok(()), |channels| enlarge(channels.first().device(), file.0, size))
     }
 }

@@ -7,6 +7,7 @@ use super::reply::{OUT_HEADER_BYTES, OutHeader};
 mod code {
     pub(super) const INVAL_INODE: i32 = 2;
     pub(super) const INVAL_ENTRY: i32 = 3;
+    pub(super) const STORE: i32 = 4;
     pub(super) const DELETE: i32 = 6;
     pub(super) const RESEND: i32 = 7;
     pub(super) const INC_EPOCH: i32 = 8;
@@ -38,6 +39,15 @@ pub(crate) fn delete(parent: u64, child: u64, name: &[u8]) -> Vec<u8> {
         code::DELETE,
         &[&parent.to_ne_bytes(), &child.to_ne_bytes(), &len.to_ne_bytes(), &[0; 4], name, b"\0"],
     )
+}
+
+/// Put `len` bytes of a file at `off`, which follow the message, into its pages; a file that ended before them ends behind them.
+pub(crate) fn store(ino: u64, off: u64, len: u32) -> Vec<u8> {
+    let mut bytes =
+        message(code::STORE, &[&ino.to_ne_bytes(), &off.to_ne_bytes(), &len.to_ne_bytes(), &[0; 4]]);
+    let whole = bytes.len() as u32 + len;
+    bytes[..size_of::<u32>()].copy_from_slice(&whole.to_ne_bytes());
+    bytes
 }
 
 /// Send again what was not answered. Of [`HAS_RESEND`](super::flag::HAS_RESEND).

@@ -42,6 +42,15 @@ pub(crate) trait Listing: Send + 'static {
 pub(crate) struct Found {
     pub(crate) attr: Attr,
     pub(crate) ttl: Duration,
+    /// The kernel surely takes the size for the file's.
+    pub(crate) sure: bool,
+}
+
+impl Found {
+    fn new<F: Fabric>(fs: &Fs<F>, attr: Attr, ttl: Duration) -> Self {
+        let sure = attr.kind != FileKind::File || fs.known.sized(attr.ino, attr.size);
+        Self { attr, ttl, sure }
+    }
 }
 
 /// What getxattr and listxattr are answered with.
@@ -91,13 +100,26 @@ pub(super) fn entry<F: Fabric>(fs: &Fs<F>, parent: Ino, result: Result<Attr, Err
     let attr = plain(result)?;
     fs.told(attr.ino);
     let ttl = names_ttl(parent, fs.ttl(&attr));
-    Ok(Found { attr, ttl })
+    Ok(Found::new(fs, attr, ttl))
 }
 
 pub(super) fn attributes<F: Fabric>(fs: &Fs<F>, result: Result<Attr, Error>) -> Answer<Found> {
     let attr = plain(result)?;
     let ttl = fs.ttl(&attr);
-    Ok(Found { attr, ttl })
+    Ok(Found::new(fs, attr, ttl))
+}
+
+/// Answer a program that asks for a size. The kernel gives it what it is told, but ignores that for itself where it threw
+/// out something of the file meanwhile; then the program would not find there what it was told of: so the kernel is told
+/// first, in a way that it does not ignore.
+pub(super) fn sized<F: Fabric>(fs: &Fs<F>, found: Answer<Found>, reply: impl Reply<Found>) {
+    match found {
+        Ok(found) if !found.sure => {
+            let (ino, size) = (found.attr.ino, found.attr.size);
+            fs.held.after_enlarging(ino, size, Box::new(move || reply(Ok(found))));
+        }
+        found => reply(found),
+    }
 }
 
 /// The size protocol of getxattr and listxattr.
@@ -132,6 +154,10 @@ pub(super) fn listing<F: Fabric, L: Listing>(
     let mut first = true;
     let result = fs.list(dir, after, |entry| {
         let file = entry.attr.kind == FileKind::File;
+        if file {
+            // Who sees the size asks for it again.
+            fs.known.sized(entry.attr.ino, entry.attr.size);
+        }
         if file && !first && leased.as_ref().is_some_and(|leased| !leased.contains(&entry.attr.ino)) {
             return true;
         }

@@ -13,7 +13,7 @@ use kos_types::lease::{Mode, Want};
 use kos_types::{Consistency, Cred, Error, Fabric, FileLock, Ino, LockKind, SetAttr, XattrMode};
 
 pub(crate) use self::answer::{Answer, Fill, Found, Listing, Open, Reply, Space, Value, kind_of_mode};
-use self::answer::{attributes, errno, listing, locked, plain, value};
+use self::answer::{attributes, errno, listing, locked, plain, sized, value};
 pub(crate) use self::names::Created;
 use self::overdue::{Overdue, Watched};
 use crate::control;
@@ -117,11 +117,13 @@ impl<F: Fabric + 'static> Requests<F> {
     pub(crate) fn getattr(&self, node: Ino, reply: impl Reply<Found>) {
         if self.fs.keeps(node) && self.fs.alone().is_none() {
             return self.fs.ask(vec![Want::names(node, Mode::Shared)], move |fs, leased| {
-                reply(attributes(fs, leased.and_then(|()| fs.kept_or_asked(node))));
+                sized(fs, attributes(fs, leased.and_then(|()| fs.kept_or_asked(node))), reply);
             });
         }
         let want = || vec![whole(node, Mode::Shared)];
-        self.fs.under(want, move |fs, leased| reply(attributes(fs, leased.and_then(|()| fs.attr(node)))));
+        self.fs.under(want, move |fs, leased| {
+            sized(fs, attributes(fs, leased.and_then(|()| fs.attr(node))), reply);
+        });
     }
 
     /// `set` says whether setuid and setgid go.
@@ -176,7 +178,15 @@ impl<F: Fabric + 'static> Requests<F> {
             return self.fs.wait(node, from.waiter(), off, Box::new(deliver));
         }
         let answer = move |fs: &Fs<F>, leased: Result<(), Error>| {
-            reply.fill(len as usize, |out| plain(leased.and_then(|()| fs.read(node, handle, off, out))));
+            reply.fill(len as usize, |out| {
+                let wanted = out.len();
+                let read = plain(leased.and_then(|()| fs.read(node, handle, off, out)))?;
+                if read < wanted {
+                    // The kernel takes that for the file's end.
+                    fs.known.sized(node, off + read as u64);
+                }
+                Ok(read)
+            });
         };
         if let Some(_alone) = self.fs.alone() {
             return answer(&self.fs, Ok(()));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use kos_types::lease::{Mode, Want};
 use kos_types::{Attr, Error, Fabric, FileKind, Ino, Kind, RenameMode};
 
-use super::answer::{Answer, Found, Reply, entry, errno, plain};
+use super::answer::{Answer, Found, Reply, entry, errno, plain, sized};
 use super::{From, Requests};
 use crate::fs::{Caching, Fs, Name};
 use crate::leases::{self, is_shared, whole};
@@ -43,7 +43,7 @@ impl<F: Fabric + 'static> Requests<F> {
         self.fs.ask(vec![Want::names(dir, Mode::Shared)], move |fs, leased| {
             match leased.and_then(|()| fs.find((dir, &name))) {
                 Ok(leases::Found::Nothing) => reply(Err(libc::ENOENT)),
-                Ok(leases::Found::Attr(attr)) => reply(entry(fs, dir, Ok(attr))),
+                Ok(leases::Found::Attr(attr)) => sized(fs, entry(fs, dir, Ok(attr)), reply),
                 Ok(leases::Found::Inode(found, want)) => found_entry(fs, dir, found, want, reply),
                 Err(e) => reply(Err(errno(&e))),
             }
@@ -233,6 +233,6 @@ fn found_entry<F: Fabric + 'static>(
     reply: impl Reply<Found>,
 ) {
     fs.ask(vec![want], move |fs, leased| {
-        reply(entry(fs, dir, leased.and_then(|()| fs.found(found))));
+        sized(fs, entry(fs, dir, leased.and_then(|()| fs.found(found))), reply);
     });
 }
