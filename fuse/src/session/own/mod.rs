@@ -6,6 +6,7 @@ mod device;
 mod dispatch;
 mod ioctl;
 mod reply;
+mod ring;
 
 use std::io;
 use std::os::fd::OwnedFd;

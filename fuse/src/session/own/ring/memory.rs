@@ -1,0 +1,152 @@
+//! The memory that an entry of a queue shares with the kernel.
+//!
+//! It belongs to the kernel or to us, by turns: to the kernel from the SQE that registers the entry or commits its
+//! answer until that SQE's CQE; to us from there until the next commit. The kernel touches it only in the thread that
+//! submitted the SQE, while that thread is in `io_uring_enter`: it copies to and from the caller's addresses.
+
+use std::io;
+use std::slice;
+
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
+
+/// `struct fuse_uring_req_header`: a header of 128 bytes, 128 of the operation, 32 of the entry.
+const HEADERS_BYTES: usize = 288;
+const ARGS_AT: usize = 128;
+const COMMIT_ID_AT: usize = 256 + 8;
+const PAYLOAD_LEN_AT: usize = 256 + 16;
+/// Bytes of `struct fuse_in_header`, which stands at the beginning.
+pub(super) const HEADER_BYTES: usize = 40;
+/// Bytes of `struct fuse_out_header`, which replaces it.
+const OUT_HEADER_BYTES: usize = 16;
+/// Where the two `iovec` lie that tell the kernel of the rest.
+const IOVECS_AT: usize = 320;
+/// How many they are.
+pub(super) const IOVECS: u32 = 2;
+/// Headers and iovecs have a page, so that the payload begins with one.
+const PAYLOAD_AT: usize = 4096;
+
+/// One entry's memory: headers, and the payload of a request, then of its answer.
+#[derive(Debug)]
+pub(super) struct Buffers {
+    map: MmapRaw,
+    payload_bytes: usize,
+}
+
+/// A request as the kernel left it.
+pub(super) struct Request<'a> {
+    pub(super) header: &'a [u8; HEADER_BYTES],
+    /// The operation's structure, and behind it what the requests before left there.
+    pub(super) args: &'a [u8],
+    pub(super) payload: &'a [u8],
+    /// What the answer's commit has to name.
+    pub(super) commit_id: u64,
+}
+
+impl Request<'_> {
+    /// The inode it is about.
+    pub(super) fn node(&self) -> u64 {
+        let mut node = [0; 8];
+        node.copy_from_slice(&self.header[16..24]);
+        u64::from_ne_bytes(node)
+    }
+
+    /// READ or WRITE, which only regular files have.
+    pub(super) fn is_of_file(&self) -> bool {
+        [15u32, 16].iter().any(|opcode| self.header[4..8] == opcode.to_ne_bytes())
+    }
+}
+
+impl Buffers {
+    /// For payloads of up to `payload_bytes`. Pages are there once they are touched.
+    ///
+    /// # Errors
+    /// When there is no room in the address space.
+    pub(super) fn new(payload_bytes: usize) -> io::Result<Self> {
+        let map = MmapRaw::from(MmapOptions::new().len(PAYLOAD_AT + payload_bytes).map_anon()?);
+        let buffers = Self { map, payload_bytes };
+        let base = buffers.map.as_mut_ptr();
+        let iovecs = [
+            libc::iovec { iov_base: base.cast(), iov_len: HEADERS_BYTES },
+            libc::iovec { iov_base: base.wrapping_add(PAYLOAD_AT).cast(), iov_len: payload_bytes },
+        ];
+        #[expect(unsafe_code, reason = "the kernel reads them by their address")]
+        // SAFETY: the first page of the map, which nobody else knows yet, has room for them there, aligned.
+        unsafe {
+            base.add(IOVECS_AT).cast::<[libc::iovec; IOVECS as usize]>().write(iovecs);
+        }
+        Ok(buffers)
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.payload_bytes
+    }
+
+    /// Where the kernel finds the two iovecs. They stay as they are.
+    pub(super) fn iovecs(&self) -> u64 {
+        self.map.as_ptr().wrapping_add(IOVECS_AT) as u64
+    }
+
+    /// The request that came last.
+    ///
+    /// # Safety
+    /// The entry is ours, and no answer is written into it while the request lives: not even into the payload, unless
+    /// the request has none.
+    #[expect(unsafe_code, reason = "whose the memory is, the caller knows")]
+    pub(super) unsafe fn request(&self) -> Request<'_> {
+        // SAFETY: inside of the map, which lives as long as `self`, and bytes of any value are fine. That nobody writes
+        // meanwhile is the caller's promise.
+        let headers = unsafe { slice::from_raw_parts(self.map.as_ptr(), HEADERS_BYTES) };
+        let word =
+            |at: usize| u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]);
+        let payload_len = (word(PAYLOAD_LEN_AT) as usize).min(self.payload_bytes);
+        // SAFETY: the same, and not a byte where there is no payload: an answer may be written there then.
+        let payload = unsafe { slice::from_raw_parts(self.map.as_ptr().add(PAYLOAD_AT), payload_len) };
+        let (header, _) = headers.split_first_chunk().expect("288 bytes begin with 40");
+        let mut commit_id = [0; 8];
+        commit_id.copy_from_slice(&headers[COMMIT_ID_AT..COMMIT_ID_AT + 8]);
+        Request {
+            header,
+            args: &headers[ARGS_AT..ARGS_AT + 128],
+            payload,
+            commit_id: u64::from_ne_bytes(commit_id),
+        }
+    }
+
+    /// Write the answer's payload in place.
+    ///
+    /// # Safety
+    /// The entry is ours, nobody else writes an answer, and the payload is borrowed by nobody: the request had none, or
+    /// is done with.
+    #[expect(unsafe_code, reason = "whose the memory is, the caller knows")]
+    pub(super) unsafe fn with_payload<R>(&self, len: usize, write: impl FnOnce(&mut [u8]) -> R) -> R {
+        assert!(len <= self.payload_bytes, "an answer longer than the payload's memory");
+        // SAFETY: inside of the map by the assertion; the caller promises that it is ours alone.
+        write(unsafe { slice::from_raw_parts_mut(self.map.as_mut_ptr().add(PAYLOAD_AT), len) })
+    }
+
+    /// Write the answer's headers: `error` is 0 or a negative errno, `payload_len` bytes of payload are written.
+    ///
+    /// # Safety
+    /// The entry is ours, nobody else writes an answer, and the request is done with.
+    #[expect(unsafe_code, reason = "whose the memory is, the caller knows")]
+    pub(super) unsafe fn answer(&self, unique: u64, error: i32, payload_len: u32) {
+        // SAFETY: inside of the map; the caller promises that it is ours alone.
+        let headers = unsafe { slice::from_raw_parts_mut(self.map.as_mut_ptr(), HEADERS_BYTES) };
+        let len = OUT_HEADER_BYTES as u32 + payload_len;
+        headers[..4].copy_from_slice(&len.to_ne_bytes());
+        headers[4..8].copy_from_slice(&error.to_ne_bytes());
+        headers[8..16].copy_from_slice(&unique.to_ne_bytes());
+        headers[PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + 4].copy_from_slice(&payload_len.to_ne_bytes());
+    }
+
+    /// Give back the payload's pages. They are zeros when they are touched again.
+    ///
+    /// # Safety
+    /// The entry is the kernel's, no CQE of it waits to be seen, and its own thread calls: then nothing is in there
+    /// that anybody wants, and nobody writes meanwhile.
+    #[expect(unsafe_code, reason = "whose the memory is, the caller knows")]
+    pub(super) unsafe fn drop_payload(&self) -> io::Result<()> {
+        // SAFETY: whole pages inside of the map, and nobody has a reference to them, as the caller promises.
+        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, PAYLOAD_AT, self.payload_bytes) }
+    }
+}
