@@ -302,9 +302,10 @@ impl<H: Handler> Queue<H> {
         self.submission.submit()?;
         self.nudges += 1;
         self.nudged = true;
-        // The kernel takes a file that it knows: a kept request's, if it is of one.
+        // The kernel takes a file that it knows. Rather a kept request's, for somebody has that open: this thread must
+        // not be the one that ends an inode.
         let parked = self.entries.iter().filter(|entry| entry.holder == Holder::Us).map(|entry| entry.node);
-        let mut nodes = self.file.into_iter().chain(parked).take(TRIES);
+        let mut nodes = parked.take(TRIES).chain(self.file);
         if !nodes.any(|node| submission::nudge(device, self.nudges, node)) {
             self.file = None;
         }

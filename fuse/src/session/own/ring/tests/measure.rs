@@ -11,6 +11,8 @@ use super::{PAYLOAD_BYTES, SHAPE, Shape};
 
 const FILE: &str = "KOS_FUSE_MEASURE_FILE";
 const OPERATION: &str = "KOS_FUSE_MEASURE_OPERATION";
+/// The beginning of the operations to measure; all of them without.
+const ONLY: &str = "KOS_FUSE_MEASURE_ONLY";
 const CLIENT: &str = "session::own::ring::tests::measure::client";
 const TIME: Duration = Duration::from_millis(700);
 const ROUNDS: usize = 5;
@@ -84,7 +86,8 @@ fn transports() {
         ("ring, depth 4", ring(4)),
         ("ring, depth 8", ring(8)),
     ];
-    for operation in OPERATIONS {
+    let only = std::env::var(ONLY).unwrap_or_default();
+    for operation in OPERATIONS.into_iter().filter(|operation| operation.starts_with(&only)) {
         for clients in [1, 4] {
             let mut speeds: [Vec<Speed>; 4] = Default::default();
             for _ in 0..ROUNDS {
