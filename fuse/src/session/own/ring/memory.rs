@@ -22,8 +22,11 @@ const OUT_HEADER_BYTES: usize = 16;
 const IOVECS_AT: usize = 320;
 /// How many they are.
 pub(super) const IOVECS: u32 = 2;
-/// Headers and iovecs have a page, so that the payload begins with one.
-const PAYLOAD_AT: usize = 4096;
+const PAGE_BYTES: usize = 4096;
+/// Headers and iovecs have a page of their own. The payload begins in the middle of the next one: programs' memory begins
+/// with a page, or a few bytes behind as malloc's does, and a processor copies at half its speed to where the address is
+/// slightly higher, modulo a page, than where it copies from. In the middle neither direction meets that.
+const PAYLOAD_AT: usize = PAGE_BYTES + PAGE_BYTES / 2;
 
 /// One entry's memory: headers, and the payload of a request, then of its answer.
 #[derive(Debug)]
@@ -139,14 +142,16 @@ impl Buffers {
         headers[PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + 4].copy_from_slice(&payload_len.to_ne_bytes());
     }
 
-    /// Give back the payload's pages. They are zeros when they are touched again.
+    /// Give back the payload's whole pages. They are zeros when they are touched again.
     ///
     /// # Safety
     /// The entry is the kernel's, no CQE of it waits to be seen, and its own thread calls: then nothing is in there
     /// that anybody wants, and nobody writes meanwhile.
     #[expect(unsafe_code, reason = "whose the memory is, the caller knows")]
     pub(super) unsafe fn drop_payload(&self) -> io::Result<()> {
+        let begin = PAYLOAD_AT.next_multiple_of(PAGE_BYTES);
+        let len = self.map.len().saturating_sub(begin) / PAGE_BYTES * PAGE_BYTES;
         // SAFETY: whole pages inside of the map, and nobody has a reference to them, as the caller promises.
-        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, PAYLOAD_AT, self.payload_bytes) }
+        unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, begin, len) }
     }
 }

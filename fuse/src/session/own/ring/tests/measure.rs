@@ -14,9 +14,10 @@ const OPERATION: &str = "KOS_FUSE_MEASURE_OPERATION";
 /// The beginning of the operations to measure; all of them without.
 const ONLY: &str = "KOS_FUSE_MEASURE_ONLY";
 const CLIENT: &str = "session::own::ring::tests::measure::client";
-const TIME: Duration = Duration::from_millis(700);
-const ROUNDS: usize = 5;
-const OPERATIONS: [&str; 4] = ["fstat", "read 4 KiB", "read 1 MiB", "write 1 MiB"];
+const TIME: Duration = Duration::from_millis(500);
+const ROUNDS: usize = 3;
+const OPERATIONS: [&str; 6] =
+    ["fstat", "read 4 KiB", "read 1 MiB", "write 1 MiB", "read 1 MiB at 16", "write 1 MiB at 16"];
 
 /// Operations per second, and seconds of all processors for each, programs included.
 #[derive(Clone, Copy)]
@@ -60,13 +61,17 @@ fn client() {
     let Some(path) = std::env::var_os(FILE) else { return };
     let operation = std::env::var(OPERATION).expect("operation");
     let file = File::options().read(true).write(true).open(path).expect("open");
-    let mut page = vec![0; if operation.ends_with("MiB") { PAYLOAD_BYTES } else { 4096 }];
+    let len = if operation.contains("MiB") { PAYLOAD_BYTES } else { 4096 };
+    let mut memory = vec![0u8; len + 8192];
+    // Of a page's beginning, or as far behind it as malloc's large pieces are: `PAYLOAD_AT` says why.
+    let at = memory.as_ptr().align_offset(4096) + if operation.ends_with("at 16") { 16 } else { 0 };
+    let page = &mut memory[at..at + len];
     let (start, mut count) = (Instant::now(), 0u64);
     while count % 16 != 0 || start.elapsed() < TIME {
         match &*operation {
             "fstat" => drop(file.metadata().expect("fstat")),
-            "write 1 MiB" => file.write_all_at(&page, 0).expect("write"),
-            _ => file.read_exact_at(&mut page, 0).expect("read"),
+            _ if operation.starts_with("write") => file.write_all_at(page, 0).expect("write"),
+            _ => file.read_exact_at(page, 0).expect("read"),
         }
         count += 1;
     }
