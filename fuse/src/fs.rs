@@ -94,6 +94,8 @@ pub(crate) struct Fs<F> {
     pub(crate) streams: AtomicBool,
     /// What is asked of directories beside other mounts is kept.
     pub(crate) keep_names: bool,
+    /// The fabric is another process.
+    pub(crate) is_remote: bool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
     /// Relaxed files have been opened beside other mounts.
@@ -150,6 +152,7 @@ impl<F: Fabric> Fs<F> {
             signals,
             streams: AtomicBool::new(false),
             keep_names: false,
+            is_remote: false,
             share_locks: false,
             was_shared: AtomicBool::new(false),
             in_place: AtomicBool::new(false),

@@ -69,6 +69,8 @@ pub enum SessionKind {
     /// We, on /dev/fuse.
     #[default]
     Dev,
+    /// We, by io_uring.
+    Uring,
 }
 
 impl SessionKind {
@@ -91,7 +93,8 @@ impl FromStr for SessionKind {
         match word {
             "fuser" => Ok(Self::Fuser),
             "dev" => Ok(Self::Dev),
-            _ => Err(format!("there is no session {word:?}: it is fuser or dev")),
+            "uring" => Ok(Self::Uring),
+            _ => Err(format!("there is no session {word:?}: it is uring, dev or fuser")),
         }
     }
 }
@@ -138,7 +141,8 @@ pub fn mount<F: Fabric + 'static>(
 ) -> Result<Mounted> {
     match options.session {
         SessionKind::Fuser => mount_by::<F, Fuser<F>>(fabric, options, control, lease, ended),
-        SessionKind::Dev => mount_by::<F, Own<F>>(fabric, options, control, lease, ended),
+        SessionKind::Dev => mount_by::<F, Own<F, false>>(fabric, options, control, lease, ended),
+        SessionKind::Uring => mount_by::<F, Own<F, true>>(fabric, options, control, lease, ended),
     }
 }
 
@@ -152,6 +156,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     let mut fs = Fs::new(fabric, control);
     fs.share_locks = options.share_locks;
     fs.keep_names = options.keep_names;
+    fs.is_remote = options.keep_names;
     let fs = Arc::new(fs);
     if options.first {
         fs.job_leftovers()?;

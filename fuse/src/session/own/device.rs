@@ -22,7 +22,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// One descriptor of a connection, and the thread that serves it.
 #[derive(Debug)]
 pub(super) struct Channel {
-    device: OwnedFd,
+    device: Arc<OwnedFd>,
     /// Requests without an answer that may be given up, and whose they are.
     pending: Mutex<Vec<(u64, u32)>>,
 }
@@ -37,7 +37,7 @@ pub(super) struct Channels {
 }
 
 impl Channels {
-    pub(super) fn new(device: OwnedFd) -> Self {
+    pub(super) fn new(device: Arc<OwnedFd>) -> Self {
         Self { first: Arc::new(Channel::new(device)), others: Mutex::default(), signalled: Mutex::default() }
     }
 
@@ -47,7 +47,7 @@ impl Channels {
 
     /// One more.
     pub(super) fn more(&self) -> io::Result<Arc<Channel>> {
-        let channel = Arc::new(Channel::new(ioctl::clone(&self.first.device)?));
+        let channel = Arc::new(Channel::new(Arc::new(ioctl::clone(&self.first.device)?)));
         lock(&self.others).push(Arc::clone(&channel));
         Ok(channel)
     }
@@ -99,7 +99,7 @@ impl Channels {
 }
 
 /// Requests that change nothing, and may be answered before they are done.
-const fn may_be_given_up(op: u32) -> bool {
+pub(super) const fn may_be_given_up(op: u32) -> bool {
     matches!(
         op,
         opcode::READ
@@ -115,7 +115,7 @@ const fn may_be_given_up(op: u32) -> bool {
 }
 
 impl Channel {
-    fn new(device: OwnedFd) -> Self {
+    fn new(device: Arc<OwnedFd>) -> Self {
         Self { device, pending: Mutex::default() }
     }
 
@@ -138,7 +138,7 @@ impl Channel {
         }
     }
 
-    pub(super) const fn device(&self) -> &OwnedFd {
+    pub(super) fn device(&self) -> &OwnedFd {
         &self.device
     }
 

@@ -1,11 +1,12 @@
 //! Each operation of the kernel's as a request in our words, and its answer back.
 
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use kos_types::{Fabric, FileKind, Ino, SetAttr, SetSize};
 
 use super::answer::{Opening, attributes, created, entry, lock, names, space, statx, time_change, value};
 use super::device::Channels;
+use super::pool::Pool;
 use super::reply::Reply;
 use crate::session::protocol::{self, Agreed, Header, Operation, Setattr, decode, reply as encode};
 use crate::session::requests::{Answer, Created, Found, From, Lock, Requests, Write, kind_of_mode};
@@ -18,6 +19,7 @@ pub(super) struct Dispatch<F> {
     pub(super) requests: Requests<F>,
     pub(super) agreed: Agreed,
     pub(super) channels: Weak<Channels>,
+    pub(super) pool: Arc<Pool>,
 }
 
 fn set_attr(set: &Setattr) -> SetAttr {
@@ -183,5 +185,6 @@ impl<F: Fabric + 'static> Dispatch<F> {
         if let Some(channels) = self.channels.upgrade() {
             channels.interrupt(unique);
         }
+        self.pool.interrupt(unique);
     }
 }

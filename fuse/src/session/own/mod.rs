@@ -5,12 +5,14 @@ mod caches;
 mod device;
 mod dispatch;
 mod ioctl;
+mod pool;
 mod reply;
 mod ring;
+mod ringed;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
 use std::thread;
 
@@ -19,8 +21,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use self::device::Channels;
 use self::dispatch::Dispatch;
+use self::pool::Pool;
+use self::ring::{Refused, Ring, Shape};
+use self::ringed::Ringed;
 use super::protocol::{
-    Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused, Wanted, agree, flag, opcode,
+    Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused as Unspoken, Wanted, agree, flag, opcode,
 };
 use super::requests::Requests;
 use super::{BACKGROUND_MAX, Caches, PAGE_BYTES, Session, WRITE_BYTES_MAX};
@@ -50,10 +55,18 @@ const WANTED: [(u64, &str); 14] = [
     (flag::INIT_EXT, "newer features"),
 ];
 
-/// The connection.
-pub(crate) struct Own<F> {
+/// Entries that each ring begins with, and those that it may come to have.
+const DEPTH: usize = 4;
+const ENTRIES_MAX: usize = 512;
+/// Threads for what waits.
+const WORKERS: usize = 8;
+
+/// The connection, and whether it is wanted by rings.
+pub(crate) struct Own<F, const RING: bool> {
     dispatch: Arc<Dispatch<F>>,
     channels: Arc<Channels>,
+    pool: Arc<Pool>,
+    ring: Option<Ring>,
     threads: usize,
 }
 
@@ -75,7 +88,7 @@ fn shake_hands(device: &OwnedFd, wanted: &Wanted) -> io::Result<Agreed> {
         let init = InitIn::decode(&buffer[HEADER_BYTES..len]).map_err(io::Error::other)?;
         let (agreed, body) = match agree(&init, wanted) {
             Ok((agreed, body)) => (Some(agreed), body),
-            Err(Refused::Newer(body)) => (None, body),
+            Err(Unspoken::Newer(body)) => (None, body),
             Err(refused) => {
                 let error = OutHeader::error(header.unique, libc::EPROTO).encode();
                 rustix::io::write(device, &error)?;
@@ -92,10 +105,10 @@ fn shake_hands(device: &OwnedFd, wanted: &Wanted) -> io::Result<Agreed> {
     Err(io::Error::other("the kernel does not speak FUSE's protocol 7"))
 }
 
-impl<F: Fabric + 'static> Session<F> for Own<F> {
+impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self> {
         let locks = if fs.share_locks { flag::POSIX_LOCKS | flag::FLOCK_LOCKS } else { 0 };
-        let wanted = Wanted {
+        let mut wanted = Wanted {
             flags: WANTED.iter().fold(locks, |all, (flag, _)| all | flag),
             max_write: WRITE_BYTES_MAX,
             max_readahead: MAX_READAHEAD,
@@ -105,6 +118,20 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
             max_stack_depth: 1,
             ..Wanted::default()
         };
+        let pool = Arc::<Pool>::default();
+        let ringed = Arc::new(Ringed { dispatch: OnceLock::new(), pool: Arc::clone(&pool) });
+        // Whatever can fail without the kernel's side fails before it is told.
+        let mut prepared = None;
+        if RING {
+            let payload_bytes = (u32::from(wanted.max_pages) * PAGE_BYTES) as usize;
+            match Ring::prepare(Shape { payload_bytes, depth: DEPTH, entries_max: ENTRIES_MAX }, &ringed) {
+                Ok(rings) => prepared = Some(rings),
+                Err(e) => kos_types::log!("kos-fuse: no rings: {e}: requests come by /dev/fuse"),
+            }
+        }
+        if prepared.is_some() {
+            wanted.flags |= flag::OVER_IO_URING;
+        }
         let agreed = shake_hands(&device, &wanted)?;
         for (_, without) in WANTED.iter().filter(|(flag, _)| agreed.lacks(&wanted) & flag != 0) {
             kos_types::log!("kos-fuse: this kernel does not offer {without}; the mount works without");
@@ -114,15 +141,42 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
             Ordering::Relaxed,
         );
         fs.in_place.store(agreed.has(flag::PASSTHROUGH), Ordering::Relaxed);
-        let channels = Arc::new(Channels::new(device));
+        let device = Arc::new(device);
+        let channels = Arc::new(Channels::new(Arc::clone(&device)));
         let late = Arc::downgrade(&channels);
-        let give_up = move |unique| late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT));
+        let late_pool = Arc::clone(&pool);
+        let give_up = move |unique| match late_pool.answer(unique, libc::ETIMEDOUT) {
+            Ok(()) => Ok(()),
+            Err(_) => late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT)),
+        };
         let signalled = Arc::downgrade(&channels);
-        let look = move || _ = signalled.upgrade().map(|all| all.look());
+        let signalled_pool = Arc::clone(&pool);
+        let look = move || {
+            signalled_pool.look();
+            _ = signalled.upgrade().map(|all| all.look());
+        };
         fs.signals.will_be_told();
         let requests = Requests::new(fs, give_up, look);
-        let dispatch = Arc::new(Dispatch { requests, agreed, channels: Arc::downgrade(&channels) });
-        Ok(Self { dispatch, channels, threads })
+        let dispatch = Arc::new(Dispatch {
+            requests,
+            agreed,
+            channels: Arc::downgrade(&channels),
+            pool: Arc::clone(&pool),
+        });
+        let mut ring = None;
+        if let Some(prepared) = prepared.filter(|_| agreed.has(flag::OVER_IO_URING)) {
+            pool.start(WORKERS.max(threads), &dispatch)?;
+            // Set once, here.
+            drop(ringed.dispatch.set(Arc::clone(&dispatch)));
+            match prepared.start(&device) {
+                Ok(rings) => ring = Some(rings),
+                Err(Refused { error, usable: true }) => {
+                    kos_types::log!("kos-fuse: the kernel takes no rings: {error}: requests come by /dev/fuse");
+                }
+                Err(Refused { error, .. }) => return Err(error),
+            }
+        }
+        Ok(Self { dispatch, channels, pool, ring, threads })
     }
 
     fn caches(&self) -> Box<dyn Caches> {
@@ -130,7 +184,9 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
     }
 
     fn serve(self) -> io::Result<()> {
-        let Self { dispatch, channels, threads } = self;
+        let Self { dispatch, channels, pool, ring, threads } = self;
+        // By it come forgets and interrupts only, where there are rings.
+        let threads = if ring.is_some() { 1 } else { threads };
         let others: Vec<_> = (1..threads)
             .map(|at| {
                 let (channel, dispatch) = (channels.more()?, Arc::clone(&dispatch));
@@ -143,6 +199,11 @@ impl<F: Fabric + 'static> Session<F> for Own<F> {
             let other = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
             ended = ended.and(other);
         }
+        if let Some(ring) = ring {
+            ring.ender()();
+            ended = ended.and(ring.join());
+        }
+        pool.end();
         ended
     }
 }
