@@ -133,7 +133,7 @@ fn run(args: &Args) -> Result<()> {
         source: source.clone(),
         threads,
         flags: MountFlags::empty(),
-        keep_names: false,
+        remote: false,
         share_locks: !args.private_locks,
         session: args.session,
         first: true,

@@ -92,8 +92,6 @@ pub(crate) struct Fs<F> {
     pub(crate) signals: Arc<Signals>,
     /// What is only written goes past the page cache: the kernel can map a file that is open that way.
     pub(crate) streams: AtomicBool,
-    /// What is asked of directories beside other mounts is kept.
-    pub(crate) keep_names: bool,
     /// The fabric is another process.
     pub(crate) is_remote: bool,
     /// POSIX locks are asked of the fabric.
@@ -151,7 +149,6 @@ impl<F: Fabric> Fs<F> {
             locks: Arc::new(Locks::new(Arc::clone(&signals))),
             signals,
             streams: AtomicBool::new(false),
-            keep_names: false,
             is_remote: false,
             share_locks: false,
             was_shared: AtomicBool::new(false),

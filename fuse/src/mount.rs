@@ -53,8 +53,9 @@ pub struct MountOptions {
     pub first: bool,
     /// What mount(2) is told: read-only, no devices and the like.
     pub flags: MountFlags,
-    /// The fabric is another process: what it says of directories is kept while others do not change them.
-    pub keep_names: bool,
+    /// The fabric is another process: what it says of directories is kept while others do not change them, and what it is asked
+    /// takes longer.
+    pub remote: bool,
     /// POSIX locks are the fabric's, for all mounts, and not the kernel's, for this one.
     pub share_locks: bool,
     /// Who speaks with the kernel.
@@ -155,8 +156,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
 ) -> Result<Mounted> {
     let mut fs = Fs::new(fabric, control);
     fs.share_locks = options.share_locks;
-    fs.keep_names = options.keep_names;
-    fs.is_remote = options.keep_names;
+    fs.is_remote = options.remote;
     let fs = Arc::new(fs);
     if options.first {
         fs.job_leftovers()?;

@@ -21,8 +21,17 @@ impl Daemon {
 
     /// From its next start on its mount makes such files.
     pub fn make_unnamed(&mut self) {
-        self.env.push(("KOS_SESSION".into(), "dev".into()));
+        self.env.push((SESSION.into(), own_session().into()));
     }
+}
+
+/// What says who speaks with the kernel.
+const SESSION: &str = "KOS_SESSION";
+
+/// A session of our own: the one that the tests run by, if that is one.
+#[must_use]
+pub fn own_session() -> &'static str {
+    if std::env::var_os(SESSION).is_some_and(|session| session == "uring") { "uring" } else { "dev" }
 }
 
 /// Make one.

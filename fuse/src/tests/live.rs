@@ -125,7 +125,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         source: "model".into(),
         threads,
         flags: MountFlags::empty(),
-        keep_names: false,
+        remote: false,
         share_locks: false,
         session: SessionKind::of_environment().expect("a session"),
         first: true,

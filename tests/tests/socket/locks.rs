@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use kos_tests::unnamed::own_session;
 use kos_tests::{Daemon, wait_for};
 use rustix::fs::FlockOperation;
 
@@ -285,7 +286,7 @@ fn mounts_by(session: &str) -> (Daemon, Second) {
 
 #[test]
 fn flock_and_fcntl_locks_are_apart_and_of_both_mounts() {
-    let (mut daemon, second) = mounts_by("dev");
+    let (mut daemon, second) = mounts_by(own_session());
     let [first, same] = [0, 1].map(|_| open(&daemon.mem(), "file"));
     let other = open(&second.mem(), "file");
     let flock = |file: &File, how| rustix::fs::flock(file, how).map_err(rustix::io::Errno::raw_os_error);
@@ -322,7 +323,7 @@ fn flock_and_fcntl_locks_are_apart_and_of_both_mounts() {
 
 #[test]
 fn a_signal_ends_the_wait_for_a_flock() {
-    let (mut daemon, second) = mounts_by("dev");
+    let (mut daemon, second) = mounts_by(own_session());
     let held = open(&daemon.mem(), "file");
     rustix::fs::flock(&held, FlockOperation::LockExclusive).expect("flock");
     for dir in [daemon.mem(), second.mem()] {

@@ -6,17 +6,21 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use kos_tests::unnamed::own_session;
 use kos_tests::{Daemon, Rng};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::second::*;
 
-/// A request waits so long for a daemon that is away.
-const AWAY: &str = "session=dev,timeout=120";
 /// A program that was killed is gone long before.
 const SOON: Duration = Duration::from_secs(30);
 /// Time to begin to wait.
 const BEGIN: Duration = Duration::from_millis(500);
+
+/// A request waits so long for a daemon that is away.
+fn away() -> String {
+    format!("session={},timeout=120", own_session())
+}
 
 /// A daemon that is stopped while this lives.
 struct Stopped(Pid);
@@ -54,7 +58,7 @@ fn signal(child: &Child, signal: Signal) {
 fn a_killed_reader_does_not_wait_for_the_daemon() {
     let mut daemon = Daemon::start();
     fs::write(daemon.mem().join("file"), Rng::new(1).bytes(1 << 20)).expect("write");
-    let second = Second::mount_with(&daemon, "", AWAY);
+    let second = Second::mount_with(&daemon, "", &away());
     let file = File::open(second.mem().join("file")).expect("open");
     // The kernel tells of the first signal only.
     for before in [None, Some(Signal::USR1)] {
@@ -85,7 +89,7 @@ fn a_killed_reader_does_not_wait_for_the_daemon() {
 fn a_signal_that_does_not_kill_ends_nothing() {
     let mut daemon = Daemon::start();
     fs::write(daemon.mem().join("file"), Rng::new(2).bytes(1 << 20)).expect("write");
-    let second = Second::mount_with(&daemon, "", AWAY);
+    let second = Second::mount_with(&daemon, "", &away());
     let file = File::open(second.mem().join("file")).expect("open");
     let stopped = Stopped::new(&daemon);
     let mut reader = reader(&file);

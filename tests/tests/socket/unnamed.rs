@@ -4,7 +4,7 @@ use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{FileExt, MetadataExt};
 
-use kos_tests::unnamed::{link, unnamed};
+use kos_tests::unnamed::{link, own_session, unnamed};
 use kos_tests::{Daemon, Rng, wait_for};
 use rustix::process::{Signal, kill_process};
 
@@ -12,7 +12,7 @@ use crate::second::*;
 
 fn mounts() -> (Daemon, Second) {
     let daemon = Daemon::that_makes_unnamed();
-    let second = Second::mount_with(&daemon, "", "session=dev");
+    let second = Second::mount_with(&daemon, "", &format!("session={}", own_session()));
     (daemon, second)
 }
 

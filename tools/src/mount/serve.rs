@@ -66,7 +66,7 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         source,
         threads: THREADS,
         flags: args.flags,
-        keep_names: true,
+        remote: true,
         share_locks: true,
         session: args.session,
         first: false,

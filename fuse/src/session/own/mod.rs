@@ -1,4 +1,4 @@
-//! Our own session: the kernel's protocol on /dev/fuse.
+//! Our own session: the kernel's protocol on /dev/fuse, or by io_uring.
 
 mod answer;
 mod caches;
@@ -12,8 +12,8 @@ mod ringed;
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, OnceLock};
 use std::thread;
 
 use kos_types::Fabric;
@@ -22,7 +22,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use self::device::Channels;
 use self::dispatch::Dispatch;
 use self::pool::Pool;
-use self::ring::{Refused, Ring, Shape};
+use self::ring::{Prepared, Refused, Ring, Shape, switch_on};
 use self::ringed::Ringed;
 use super::protocol::{
     Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused as Unspoken, Wanted, agree, flag, opcode,
@@ -68,6 +68,21 @@ pub(crate) struct Own<F, const RING: bool> {
     pool: Arc<Pool>,
     ring: Option<Ring>,
     threads: usize,
+}
+
+/// Rings for requests, where the system allows them.
+fn prepare<F: Fabric + 'static>(wanted: &Wanted, ringed: &Arc<Ringed<F>>) -> Option<Prepared> {
+    let payload_bytes = (u32::from(wanted.max_pages) * PAGE_BYTES) as usize;
+    let shape = Shape { payload_bytes, depth: DEPTH, entries_max: ENTRIES_MAX };
+    let prepared = switch_on().and_then(|switched| {
+        if switched {
+            kos_types::log!(
+                "kos-fuse: io_uring is switched on for FUSE, for mounts of this machine made from now on"
+            );
+        }
+        Ring::prepare(shape, ringed)
+    });
+    prepared.inspect_err(|e| kos_types::log!("kos-fuse: no io_uring: {e}; requests come by /dev/fuse")).ok()
 }
 
 /// Read the kernel's first request and answer it.
@@ -121,18 +136,16 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
         let pool = Arc::<Pool>::default();
         let ringed = Arc::new(Ringed { dispatch: OnceLock::new(), pool: Arc::clone(&pool) });
         // Whatever can fail without the kernel's side fails before it is told.
-        let mut prepared = None;
-        if RING {
-            let payload_bytes = (u32::from(wanted.max_pages) * PAGE_BYTES) as usize;
-            match Ring::prepare(Shape { payload_bytes, depth: DEPTH, entries_max: ENTRIES_MAX }, &ringed) {
-                Ok(rings) => prepared = Some(rings),
-                Err(e) => kos_types::log!("kos-fuse: no rings: {e}: requests come by /dev/fuse"),
-            }
-        }
+        let prepared = if RING { prepare(&wanted, &ringed) } else { None };
         if prepared.is_some() {
             wanted.flags |= flag::OVER_IO_URING;
         }
         let agreed = shake_hands(&device, &wanted)?;
+        if prepared.is_some() && !agreed.has(flag::OVER_IO_URING) {
+            kos_types::log!(
+                "kos-fuse: no io_uring: this kernel does not offer it; requests come by /dev/fuse"
+            );
+        }
         for (_, without) in WANTED.iter().filter(|(flag, _)| agreed.lacks(&wanted) & flag != 0) {
             kos_types::log!("kos-fuse: this kernel does not offer {without}; the mount works without");
         }
@@ -171,7 +184,7 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
             match prepared.start(&device) {
                 Ok(rings) => ring = Some(rings),
                 Err(Refused { error, usable: true }) => {
-                    kos_types::log!("kos-fuse: the kernel takes no rings: {error}: requests come by /dev/fuse");
+                    kos_types::log!("kos-fuse: no io_uring: {error}; requests come by /dev/fuse");
                 }
                 Err(Refused { error, .. }) => return Err(error),
             }
@@ -201,7 +214,8 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
         }
         if let Some(ring) = ring {
             ring.ender()();
-            ended = ended.and(ring.join());
+            let rings = ring.join();
+            ended = ended.and(rings);
         }
         pool.end();
         ended

@@ -59,7 +59,13 @@ pub(super) struct Pool {
 }
 
 impl Pool {
-    pub(super) fn put(&self, header: &Header, (args, payload): (&[u8], &[u8]), may_end: bool, reply: RingReply) {
+    pub(super) fn put(
+        &self,
+        header: &Header,
+        (args, payload): (&[u8], &[u8]),
+        may_end: bool,
+        reply: RingReply,
+    ) {
         let kept = Arc::new(Kept {
             reply: Mutex::new(Some(reply)),
             unique: header.unique,

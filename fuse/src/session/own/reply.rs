@@ -96,12 +96,11 @@ impl Reply {
 
     fn give(&mut self, answer: Answer<&[u8]>) {
         match self.to.take() {
-            None => {}
-            Some(Way::Device { channel, may_end }) => {
-                if !may_end || channel.forget(self.unique) {
-                    send(&channel, self.unique, answer);
-                }
+            Some(Way::Device { channel, may_end }) if !may_end || channel.forget(self.unique) => {
+                send(&channel, self.unique, answer);
             }
+            // Answered already.
+            None | Some(Way::Device { .. }) => {}
             Some(Way::Ring(ring)) => give_ring(ring, answer),
             Some(Way::Kept(kept)) => {
                 if let Some(ring) = kept.take() {

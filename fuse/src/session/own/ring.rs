@@ -39,13 +39,27 @@ use std::thread::{self, JoinHandle};
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
-use self::memory::HEADER_BYTES;
 use self::queue::Queue;
 use self::reply::Mailbox;
 pub(super) use self::reply::RingReply;
+use crate::session::protocol::HEADER_BYTES;
 
+/// The kernel's switch, for all mounts that are made from then on.
+const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
 /// Processors that the machine has or can have: the kernel wants a queue for each.
 const POSSIBLE: &str = "/sys/devices/system/cpu/possible";
+
+/// Have the kernel offer rings to mounts that are made from now on. Whether it did not before.
+///
+/// # Errors
+/// When this kernel has none (not found), or only root may.
+pub(super) fn switch_on() -> io::Result<bool> {
+    let on = |e: io::Error| io::Error::new(e.kind(), format!("{PARAMETER}: {e}"));
+    if fs::read_to_string(PARAMETER).map_err(on)?.trim() == "Y" {
+        return Ok(false);
+    }
+    fs::write(PARAMETER, "Y").map_err(on).map(|()| true)
+}
 
 /// What requests are handed to.
 pub(super) trait Handler: Send + Sync + 'static {

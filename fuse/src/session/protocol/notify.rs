@@ -8,6 +8,7 @@ mod code {
     pub(super) const INVAL_INODE: i32 = 2;
     pub(super) const INVAL_ENTRY: i32 = 3;
     pub(super) const STORE: i32 = 4;
+    pub(super) const RETRIEVE: i32 = 5;
     pub(super) const DELETE: i32 = 6;
     pub(super) const RESEND: i32 = 7;
     pub(super) const INC_EPOCH: i32 = 8;
@@ -48,6 +49,15 @@ pub(crate) fn store(ino: u64, off: u64, len: u32) -> Vec<u8> {
     let whole = bytes.len() as u32 + len;
     bytes[..size_of::<u32>()].copy_from_slice(&whole.to_ne_bytes());
     bytes
+}
+
+/// Have the kernel hand over `len` bytes of what it has of a file's pages, from `off` on, by a NOTIFY_REPLY whose number is
+/// `unique`.
+pub(crate) fn retrieve(unique: u64, ino: u64, off: u64, len: u32) -> Vec<u8> {
+    message(
+        code::RETRIEVE,
+        &[&unique.to_ne_bytes(), &ino.to_ne_bytes(), &off.to_ne_bytes(), &len.to_ne_bytes(), &[0; 4]],
+    )
 }
 
 /// Send again what was not answered. Of [`HAS_RESEND`](super::flag::HAS_RESEND).

@@ -21,7 +21,7 @@ pub(crate) struct Created {
 impl<F: Fabric + 'static> Requests<F> {
     pub(crate) fn lookup(&self, (dir, name): Name<'_>, reply: impl Reply<Found>) {
         let alone = self.fs.alone();
-        if alone.is_none() && self.fs.keep_names {
+        if alone.is_none() && self.fs.is_remote {
             match self.fs.control_target((dir, name)) {
                 Some(found) => {
                     return found_entry(&self.fs, dir, found, Want::names(found, Mode::Shared), reply);

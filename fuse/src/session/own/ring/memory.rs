@@ -9,15 +9,9 @@ use std::slice;
 
 use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 
-/// `struct fuse_uring_req_header`: a header of 128 bytes, 128 of the operation, 32 of the entry.
-const HEADERS_BYTES: usize = 288;
-const ARGS_AT: usize = 128;
-const COMMIT_ID_AT: usize = 256 + 8;
-const PAYLOAD_LEN_AT: usize = 256 + 16;
-/// Bytes of `struct fuse_in_header`, which stands at the beginning.
-pub(super) const HEADER_BYTES: usize = 40;
-/// Bytes of `struct fuse_out_header`, which replaces it.
-const OUT_HEADER_BYTES: usize = 16;
+use crate::session::protocol::ring::{ENTRY_AT, Entry, HEADERS_BYTES, IN_OUT_AT, OP_IN_AT, PART_BYTES};
+use crate::session::protocol::{HEADER_BYTES, OUT_HEADER_BYTES, OutHeader};
+
 /// Where the two `iovec` lie that tell the kernel of the rest.
 const IOVECS_AT: usize = 320;
 /// How many they are.
@@ -99,19 +93,16 @@ impl Buffers {
         // SAFETY: inside of the map, which lives as long as `self`, and bytes of any value are fine. That nobody writes
         // meanwhile is the caller's promise.
         let headers = unsafe { slice::from_raw_parts(self.map.as_ptr(), HEADERS_BYTES) };
-        let word =
-            |at: usize| u32::from_ne_bytes([headers[at], headers[at + 1], headers[at + 2], headers[at + 3]]);
-        let payload_len = (word(PAYLOAD_LEN_AT) as usize).min(self.payload_bytes);
+        let entry = Entry::decode(&headers[ENTRY_AT..]).expect("the headers end with an entry");
+        let payload_len = (entry.payload_bytes as usize).min(self.payload_bytes);
         // SAFETY: the same, and not a byte where there is no payload: an answer may be written there then.
         let payload = unsafe { slice::from_raw_parts(self.map.as_ptr().add(PAYLOAD_AT), payload_len) };
         let (header, _) = headers.split_first_chunk().expect("288 bytes begin with 40");
-        let mut commit_id = [0; 8];
-        commit_id.copy_from_slice(&headers[COMMIT_ID_AT..COMMIT_ID_AT + 8]);
         Request {
             header,
-            args: &headers[ARGS_AT..ARGS_AT + 128],
+            args: &headers[OP_IN_AT..OP_IN_AT + PART_BYTES],
             payload,
-            commit_id: u64::from_ne_bytes(commit_id),
+            commit_id: entry.commit_id,
         }
     }
 
@@ -135,11 +126,10 @@ impl Buffers {
     pub(super) unsafe fn answer(&self, unique: u64, error: i32, payload_len: u32) {
         // SAFETY: inside of the map; the caller promises that it is ours alone.
         let headers = unsafe { slice::from_raw_parts_mut(self.map.as_mut_ptr(), HEADERS_BYTES) };
-        let len = OUT_HEADER_BYTES as u32 + payload_len;
-        headers[..4].copy_from_slice(&len.to_ne_bytes());
-        headers[4..8].copy_from_slice(&error.to_ne_bytes());
-        headers[8..16].copy_from_slice(&unique.to_ne_bytes());
-        headers[PAYLOAD_LEN_AT..PAYLOAD_LEN_AT + 4].copy_from_slice(&payload_len.to_ne_bytes());
+        let header = OutHeader { error, ..OutHeader::answer(unique, payload_len as usize) };
+        headers[IN_OUT_AT..IN_OUT_AT + OUT_HEADER_BYTES].copy_from_slice(&header.encode());
+        let entry = Entry { commit_id: unique, payload_bytes: payload_len, ..Entry::default() };
+        headers[ENTRY_AT..].copy_from_slice(&entry.encode());
     }
 
     /// Give back the payload's whole pages. They are zeros when they are touched again.

@@ -9,11 +9,9 @@ use io_uring::types::{Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
 
 use super::memory::{Buffers, IOVECS};
+use crate::session::protocol::notify;
+use crate::session::protocol::ring::{COMMAND_BYTES, COMMIT_AND_FETCH, REGISTER, command};
 
-/// Gives the kernel an entry, for requests to come in.
-const REGISTER: u32 = 1;
-/// Answers the request of an entry, and gives the entry back for the next one.
-const COMMIT_AND_FETCH: u32 = 2;
 /// SQEs that wait for an enter. When they are more, they are submitted earlier.
 const SUBMISSIONS: u32 = 64;
 /// `user_data` of the mailbox's bell; others are indices of entries.
@@ -114,12 +112,10 @@ impl Submission {
         refusal.map(|cqe| -cqe.result()).ok_or_else(|| io::Error::other("the kernel did not refuse nothing"))
     }
 
-    /// `struct fuse_uring_cmd_req`: flags, commit_id, qid.
     fn command(&self, commit_id: u64) -> [u8; 80] {
-        let mut command = [0; 80];
-        command[8..16].copy_from_slice(&commit_id.to_ne_bytes());
-        command[16..18].copy_from_slice(&self.queue.to_ne_bytes());
-        command
+        let mut room = [0; 80];
+        room[..COMMAND_BYTES].copy_from_slice(&command(commit_id, self.queue));
+        room
     }
 
     fn push(&mut self, sqe: Entry128) -> io::Result<()> {
@@ -189,14 +185,7 @@ impl Submission {
 /// bytes of its cache of a file, and NOTIFY_REPLY brings them. `number` is another one each time. False when the kernel
 /// did not: it knows no such inode, or it is no regular file, or the connection is gone.
 pub(super) fn nudge(device: &OwnedFd, number: u64, node: u64) -> bool {
-    const NOTIFY_RETRIEVE: i32 = 5;
-    const BYTES: u32 = 48;
-    let mut notification = [0; BYTES as usize];
-    notification[..4].copy_from_slice(&BYTES.to_ne_bytes());
-    notification[4..8].copy_from_slice(&NOTIFY_RETRIEVE.to_ne_bytes());
-    notification[16..24].copy_from_slice(&(NUDGE | number << 1).to_ne_bytes());
-    notification[24..32].copy_from_slice(&node.to_ne_bytes());
-    rustix::io::write(device, &notification).is_ok()
+    rustix::io::write(device, &notify::retrieve(NUDGE | number << 1, node, 0, 0)).is_ok()
 }
 
 /// Whether the request of this number is one of [`nudge`]'s.

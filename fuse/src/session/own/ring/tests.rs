@@ -1,7 +1,6 @@
 //! Real mounts over a handler of the tests, with programs' requests from chosen processors.
 
 mod files;
-mod measure;
 mod mounted;
 
 use std::fs::{self, File};
@@ -13,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use self::files::{Files, Special};
-use self::mounted::{DEADLINE, Mounted, Transport, offered, on, processors, wait_for};
+use self::mounted::{DEADLINE, Mounted, offered, on, processors, wait_for};
 use super::{Ring, Shape, possible};
 
 const PAYLOAD_BYTES: usize = 1 << 20;
@@ -250,7 +249,7 @@ fn what_the_kernel_refuses_comes_by_the_device() {
         return;
     }
     let small = Shape { payload_bytes: 8192, ..SHAPE };
-    let mounted = Mounted::new(Transport::Ring(small), |prepared| prepared);
+    let mounted = Mounted::new(small, |prepared| prepared);
     let refused = mounted.refused.as_ref().expect("a payload too small");
     assert!(refused.usable, "{refused:?}");
     assert_eq!(refused.error.raw_os_error(), Some(libc::EINVAL));
@@ -263,7 +262,7 @@ fn a_queue_that_fails_takes_all_back() {
     if !offered() {
         return;
     }
-    let mounted = Mounted::new(Transport::Ring(SHAPE), |mut prepared| {
+    let mounted = Mounted::new(SHAPE, |mut prepared| {
         let last = prepared.members.last_mut().expect("a processor");
         last.orders = mpsc::channel().0;
         prepared

@@ -1,7 +1,9 @@
 //! INIT, notifications and the ring.
 
 use super::super::init::{MINOR, MINOR_LEAST};
-use super::super::notify::{EXPIRE_ONLY, delete, inc_epoch, inval_entry, inval_inode, prune, resend, store};
+use super::super::notify::{
+    EXPIRE_ONLY, delete, inc_epoch, inval_entry, inval_inode, prune, resend, retrieve, store,
+};
 use super::super::ring::{self, COMMAND_BYTES, ENTRY_AT, ENTRY_BYTES, HEADERS_BYTES, IN_OUT_AT, OP_IN_AT};
 use super::super::{Agreed, Fault, InitIn, Refused, Wanted, agree, flag};
 use super::{Bytes, u32_at};
@@ -125,6 +127,7 @@ fn notifications() {
     assert_eq!(delete(1, 5, b"abc"), header(28, 6).u64(1).u64(5).u32(3).u32(0).raw(b"abc\0").0);
     assert_eq!(resend(), header(0, 7).0);
     assert_eq!(store(5, 4095, 1), header(25, 4).u64(5).u64(4095).u32(1).u32(0).0);
+    assert_eq!(retrieve(9, 5, 3, 2), header(32, 5).u64(9).u64(5).u64(3).u32(2).u32(0).0);
     assert_eq!(inc_epoch(), header(0, 8).0);
     assert_eq!(prune(&[5, 6]), header(32, 9).u32(2).u32(0).u64(0).u64(5).u64(6).0);
 }

@@ -1,8 +1,8 @@
-//! A mount of [`Files`] by either transport, and programs that use it.
+//! A mount of [`Files`] by rings, and programs that use it.
 
 use std::ffi::CString;
-use std::fs::{self, File};
-use std::io::{self, IoSlice};
+use std::fs::File;
+use std::io::IoSlice;
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,22 +14,21 @@ use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
-use super::super::{Prepared, Refused, Ring, Shape};
+use super::super::super::shake_hands;
+use super::super::{Prepared, Refused, Ring, Shape, switch_on};
 use super::PAYLOAD_BYTES;
 use super::files::{Files, Out, args_bytes};
+use crate::session::protocol::{Wanted, flag};
 
 /// Far more than anything takes on a busy machine.
 pub(super) const DEADLINE: Duration = Duration::from_secs(60);
-const PARAMETER: &str = "/sys/module/fuse/parameters/enable_uring";
-const INIT: u32 = 26;
-const OVER_IO_URING: u64 = 1 << 41;
-
-#[derive(Clone, Copy)]
-pub(super) enum Transport {
-    /// So many threads.
-    Device(usize),
-    Ring(Shape),
-}
+const FLAGS: u64 = flag::ASYNC_READ
+    | flag::BIG_WRITES
+    | flag::ASYNC_DIO
+    | flag::PARALLEL_DIROPS
+    | flag::MAX_PAGES
+    | flag::INIT_EXT
+    | flag::OVER_IO_URING;
 
 /// Gone when dropped, whoever still waits for an answer.
 pub(super) struct Mounted {
@@ -38,22 +37,14 @@ pub(super) struct Mounted {
     dir: TempDir,
     ender: Option<Box<dyn Fn() + Send + Sync>>,
     ring: Option<Ring>,
-    device: Vec<thread::JoinHandle<()>>,
+    device: Option<thread::JoinHandle<()>>,
     /// Disconnected to end the watch.
     watched: Option<Sender<()>>,
 }
 
 /// Whether the kernel has this, now. If not, the test has to end: without a kernel for it there is nothing to test.
 pub(super) fn offered() -> bool {
-    match fs::read_to_string(PARAMETER) {
-        Ok(value) if value.trim() == "Y" => return true,
-        Ok(_) => {}
-        Err(e) => {
-            eprintln!("not tested: this kernel has no FUSE over io_uring: {PARAMETER}: {e}");
-            return false;
-        }
-    }
-    fs::write(PARAMETER, "Y").inspect_err(|e| eprintln!("not tested: {PARAMETER} cannot be set: {e}")).is_ok()
+    switch_on().inspect_err(|e| eprintln!("not tested: no FUSE over io_uring: {e}")).is_ok()
 }
 
 /// Those that this process may run on.
@@ -89,12 +80,12 @@ pub(super) fn wait_for(what: &str, is: impl Fn() -> bool) {
 
 impl Mounted {
     pub(super) fn ring(shape: Shape) -> Self {
-        let mounted = Self::new(Transport::Ring(shape), |prepared| prepared);
+        let mounted = Self::new(shape, |prepared| prepared);
         assert!(mounted.refused.is_none(), "{:?}", mounted.refused);
         mounted
     }
 
-    pub(super) fn new(transport: Transport, change: impl FnOnce(Prepared) -> Prepared) -> Self {
+    pub(super) fn new(shape: Shape, change: impl FnOnce(Prepared) -> Prepared) -> Self {
         let dir = tempfile::Builder::new().prefix("kos-ring").tempdir().expect("temporary directory");
         let device =
             File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse: is this root?");
@@ -109,28 +100,29 @@ impl Mounted {
             refused: None,
             ender: None,
             ring: None,
-            device: Vec::new(),
+            device: None,
             watched: Some(watch(dir.path().into())),
             dir,
         };
-        let (prepared, threads) = match transport {
-            Transport::Device(threads) => (None, threads),
-            Transport::Ring(shape) => (Some(change(Ring::prepare(shape, &files).expect("rings"))), 1),
+        let prepared = change(Ring::prepare(shape, &files).expect("rings"));
+        let wanted = Wanted {
+            flags: FLAGS,
+            max_write: PAYLOAD_BYTES as u32,
+            max_readahead: 128 << 10,
+            max_pages: (PAYLOAD_BYTES / 4096) as u16,
+            max_background: 64,
+            ..Wanted::default()
         };
-        begin(&device, prepared.is_some());
-        match prepared.map(|prepared| prepared.start(&device)) {
-            Some(Ok(ring)) => {
+        let agreed = shake_hands(&device, &wanted).expect("INIT");
+        assert!(agreed.has(flag::OVER_IO_URING), "FUSE over io_uring is not offered");
+        match prepared.start(&device) {
+            Ok(ring) => {
                 mounted.ender = Some(Box::new(ring.ender()));
                 mounted.ring = Some(ring);
             }
-            Some(Err(refused)) => mounted.refused = Some(refused),
-            None => {}
+            Err(refused) => mounted.refused = Some(refused),
         }
-        for number in 0..threads {
-            let device = if number == 0 { Arc::clone(&device) } else { Arc::new(cloned(&device)) };
-            let files = Arc::clone(&files);
-            mounted.device.push(thread::spawn(move || serve_device(&device, &files)));
-        }
+        mounted.device = Some(thread::spawn(move || serve_device(&device, &files)));
         mounted
     }
 
@@ -142,9 +134,9 @@ impl Mounted {
     pub(super) fn end(mut self) {
         unmount(self.dir.path(), UnmountFlags::FORCE | UnmountFlags::DETACH).expect("unmount");
         let (done, ended) = mpsc::channel();
-        let (ender, ring, device) = (self.ender.take(), self.ring.take(), std::mem::take(&mut self.device));
+        let (ender, ring, device) = (self.ender.take(), self.ring.take(), self.device.take());
         thread::spawn(move || {
-            device.into_iter().for_each(|thread| thread.join().expect("the device's thread"));
+            device.map_or(Ok(()), thread::JoinHandle::join).expect("the device's thread");
             if let Some(end) = ender {
                 end();
             }
@@ -172,45 +164,6 @@ fn watch(dir: PathBuf) -> Sender<()> {
         }
     });
     watched
-}
-
-/// A device of its own for another thread, as libfuse does.
-fn cloned(device: &OwnedFd) -> OwnedFd {
-    let number = device.as_raw_fd();
-    let own = File::options().read(true).write(true).open("/dev/fuse").expect("/dev/fuse");
-    #[expect(unsafe_code, reason = "FUSE_DEV_IOC_CLONE has no safe wrapper")]
-    // SAFETY: it reads a number from where the argument points.
-    let done = unsafe { libc::ioctl(own.as_raw_fd(), 0x8004_e500, &raw const number) };
-    assert_eq!(done, 0, "{}", io::Error::last_os_error());
-    own.into()
-}
-
-/// INIT: the answer of 7.45, and some flags.
-fn begin(device: &OwnedFd, ring: bool) {
-    let mut request = vec![0; 16384];
-    let len = rustix::io::read(device, &mut *request).expect("INIT");
-    assert!(len >= 56 && request[4..8] == INIT.to_ne_bytes(), "not INIT");
-    let half = |at: usize| u64::from(u32::from_ne_bytes(request[at..at + 4].try_into().expect("four")));
-    let offered = half(40 + 12) | half(40 + 16) << 32;
-    // ASYNC_READ, BIG_WRITES, ASYNC_DIO, PARALLEL_DIROPS, MAX_PAGES, INIT_EXT
-    let mut flags: u64 = 1 | 1 << 5 | 1 << 15 | 1 << 18 | 1 << 22 | 1 << 30;
-    if ring {
-        assert!(offered & OVER_IO_URING != 0, "FUSE over io_uring is not offered");
-        flags |= OVER_IO_URING;
-    }
-    let mut answer = [0; 64];
-    let mut put = |at: usize, bytes: &[u8]| answer[at..at + bytes.len()].copy_from_slice(bytes);
-    put(0, &7u32.to_ne_bytes());
-    put(4, &45u32.to_ne_bytes());
-    put(8, &(128u32 << 10).to_ne_bytes());
-    put(12, &(flags as u32).to_ne_bytes());
-    put(16, &64u16.to_ne_bytes());
-    put(18, &48u16.to_ne_bytes());
-    put(20, &(PAYLOAD_BYTES as u32).to_ne_bytes());
-    put(24, &1u32.to_ne_bytes());
-    put(28, &((PAYLOAD_BYTES / 4096) as u16).to_ne_bytes());
-    put(32, &((flags >> 32) as u32).to_ne_bytes());
-    reply(device, &request[8..16], 0, &answer);
 }
 
 fn reply(device: &OwnedFd, unique: &[u8], error: i32, body: &[u8]) {
