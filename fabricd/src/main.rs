@@ -60,8 +60,8 @@ struct Args {
     /// Leave fcntl locks of this mount to the kernel: faster, and other mounts do not see them.
     #[arg(long, env = "KOS_PRIVATE_LOCKS", value_parser = clap::builder::FalseyValueParser::new())]
     private_locks: bool,
-    /// Who speaks with the kernel: fuser, or dev.
-    #[arg(long, env = SessionKind::VARIABLE, default_value = "dev")]
+    /// How the mount speaks with the kernel: dev, uring or fuser.
+    #[arg(long, env = SessionKind::VARIABLE, default_value_t)]
     session: SessionKind,
 }
 

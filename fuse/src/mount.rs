@@ -87,6 +87,16 @@ impl SessionKind {
     }
 }
 
+impl fmt::Display for SessionKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fuser => "fuser",
+            Self::Dev => "dev",
+            Self::Uring => "uring",
+        })
+    }
+}
+
 impl FromStr for SessionKind {
     type Err = String;
 

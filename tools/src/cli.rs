@@ -1,6 +1,7 @@
 //! What the user may type, what `kos` answers with, and the sizes in between. Decides nothing.
 
 use clap::{Parser, Subcommand};
+use kos_fuse::SessionKind;
 use std::ffi::OsStr;
 use std::fmt::Display;
 use std::io::Write;
@@ -51,6 +52,9 @@ pub(crate) struct Up {
     /// Memory for the RAM tier, e.g. 512M, 2G, 1GiB [default: a quarter of the available memory]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub(crate) tier_ram: Option<u64>,
+    /// How the mount speaks with the kernel: dev, uring or fuser [default: dev]
+    #[arg(long, value_name = "NAME", env = SessionKind::VARIABLE)]
+    pub(crate) session: Option<SessionKind>,
 }
 
 #[derive(Debug, clap::Args)]
@@ -154,7 +158,7 @@ pub(crate) fn say(line: impl Display) {
 /// The command line as root would have to type it, with the settings that sudo would drop.
 pub(crate) fn sudo_line() -> String {
     let mut words = vec!["sudo".to_owned()];
-    let kept: Vec<String> = ["KOS_MOUNT", "KOS_STATE"]
+    let kept: Vec<String> = ["KOS_MOUNT", "KOS_STATE", SessionKind::VARIABLE]
         .iter()
         .filter_map(|name| std::env::var_os(name).map(|value| format!("{name}={}", shell_word(&value))))
         .collect();

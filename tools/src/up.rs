@@ -6,6 +6,7 @@ use crate::down::clean_leftovers;
 use crate::mounts;
 use crate::probe::{self, Answer};
 use crate::state::{Condition, State};
+use kos_fuse::SessionKind;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -46,7 +47,7 @@ pub(crate) fn run(args: &cli::Up) -> Outcome {
     clean_leftovers(node, Some(&mount))?;
     make_mount_dir(node, &mount)?;
     let tier_ram = args.tier_ram.map_or_else(quarter_of_memory, Ok)?;
-    start(&states, &mount, tier_ram)
+    start(&states, &mount, tier_ram, args.session)
 }
 
 fn find(node: &State) -> Outcome<Option<Daemon>> {
@@ -208,11 +209,11 @@ fn make_mount_dir(node: &State, dir: &Path) -> Outcome<()> {
     }
 }
 
-fn start(states: &[State], mount: &Path, tier_ram: u64) -> Outcome {
+fn start(states: &[State], mount: &Path, tier_ram: u64, session: Option<SessionKind>) -> Outcome {
     let node = &states[0];
     let begun = Instant::now();
     let (log, log_end) = node.open_log().map_err(|error| Failure::at("open", &node.log_file(), &error))?;
-    let mut child = spawn(states, mount, tier_ram, log)?;
+    let mut child = spawn(daemon_args(states, mount, tier_ram, session), states, log)?;
     let pid = child.id().cast_signed();
     let mut exit = None;
     let waited = await_mount(node, pid, &mut || still_runs(&mut child, &mut exit), START_LIMIT)?;
@@ -260,7 +261,7 @@ fn still_runs(child: &mut Child, exit: &mut Option<String>) -> bool {
 
 /// Starts the daemon that lies beside this program. It makes a session of its own, which it could not as the leader
 /// of a process group: so it is given none.
-fn spawn(states: &[State], mount: &Path, tier_ram: u64, log: File) -> Outcome<Child> {
+fn spawn(args: Vec<OsString>, states: &[State], log: File) -> Outcome<Child> {
     let own = std::env::current_exe()
         .map_err(|error| Failure::new(format!("cannot find this program: {error}")))?;
     let program = own.with_file_name(daemon::PROGRAM);
@@ -272,7 +273,7 @@ fn spawn(states: &[State], mount: &Path, tier_ram: u64, log: File) -> Outcome<Ch
     }
     let failed = |error: io::Error| Failure::at("start", &program, &error);
     let mut command = Command::new(&program);
-    command.arg0(daemon::PROGRAM).args(daemon_args(states, mount, tier_ram));
+    command.arg0(daemon::PROGRAM).args(args);
     command.stdin(Stdio::null()).stdout(log.try_clone().map_err(failed)?).stderr(log);
     if states.iter().all(|state| state.given.is_absolute()) {
         // Otherwise it would keep the user's directory busy.
@@ -281,13 +282,16 @@ fn spawn(states: &[State], mount: &Path, tier_ram: u64, log: File) -> Outcome<Ch
     command.spawn().map_err(failed)
 }
 
-fn daemon_args(states: &[State], mount: &Path, tier_ram: u64) -> Vec<OsString> {
+fn daemon_args(states: &[State], mount: &Path, tier_ram: u64, session: Option<SessionKind>) -> Vec<OsString> {
     let mut args = Vec::new();
     for state in states {
         args.extend(["--state".into(), state.given.clone().into_os_string()]);
     }
     args.extend(["--mount".into(), mount.as_os_str().to_owned()]);
     args.extend(["--tier-ram".into(), tier_ram.to_string().into()]);
+    if let Some(session) = session {
+        args.extend(["--session".into(), session.to_string().into()]);
+    }
     args
 }
 
@@ -352,7 +356,7 @@ mod tests {
     #[test]
     fn the_daemon_gets_states_as_given_and_in_order() {
         let states = [State { given: "b".into(), path: "/x/b".into() }, state("/a")];
-        let args = daemon_args(&states, Path::new("/kos"), 1 << 30);
+        let args = daemon_args(&states, Path::new("/kos"), 1 << 30, None);
         assert_eq!(args, ["--state", "b", "--state", "/a", "--mount", "/kos", "--tier-ram", "1073741824"]);
     }
 

@@ -4,3 +4,4 @@ mod life;
 mod place;
 mod redundancy;
 mod refusals;
+mod session;

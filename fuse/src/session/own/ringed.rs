@@ -30,6 +30,16 @@ const fn takes_long(op: u32) -> bool {
             | opcode::SETXATTR
             | opcode::REMOVEXATTR
             | opcode::LSEEK
+            | opcode::CREATE
+            | opcode::TMPFILE
+            | opcode::MKNOD
+            | opcode::MKDIR
+            | opcode::SYMLINK
+            | opcode::LINK
+            | opcode::UNLINK
+            | opcode::RMDIR
+            | opcode::RENAME
+            | opcode::RENAME2
     )
 }
 
