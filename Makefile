@@ -82,9 +82,12 @@ test: test-deps toolchain
 	@$(STEP) deny tools/deny.sh
 	@$(STEP) tests cargo test --release --locked --workspace
 	@$(STEP) fuser env KOS_SESSION=fuser cargo test --release --locked --workspace --lib tests::
+	@$(STEP) uring env KOS_SESSION=uring cargo test --release --locked --workspace --lib tests::
+	@$(STEP) uring-socket env KOS_SESSION=uring cargo test --release --locked --workspace --test socket
 	@$(STEP) fuzz tests/fuzz/run.sh 3
 	@$(STEP) suites tests/suites/run.sh
 	@$(STEP) suites-fuser env KOS_SESSION=fuser tests/suites/run.sh pjdfstest fsx
+	@$(STEP) suites-uring env KOS_SESSION=uring tests/suites/run.sh pjdfstest fsx
 	@$(STEP) end
 
 # About two hours on four cores (docs/PERFORMANCE.md).

@@ -14,7 +14,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use kos_types::Fabric;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -198,26 +198,44 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
 
     fn serve(self) -> io::Result<()> {
         let Self { dispatch, channels, pool, ring, threads } = self;
-        // By it come forgets and interrupts only, where there are rings.
-        let threads = if ring.is_some() { 1 } else { threads };
-        let others: Vec<_> = (1..threads)
-            .map(|at| {
-                let (channel, dispatch) = (channels.more()?, Arc::clone(&dispatch));
-                let serve = move || channel.serve(&*dispatch);
-                thread::Builder::new().name(format!("fuse-{at}")).spawn(serve)
-            })
-            .collect::<io::Result<_>>()?;
-        let mut ended = channels.first().serve(&*dispatch);
-        for thread in others {
-            let other = thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")));
-            ended = ended.and(other);
-        }
-        if let Some(ring) = ring {
-            ring.ender()();
-            let rings = ring.join();
-            ended = ended.and(rings);
-        }
+        let Some(ring) = ring else { return serve_device(&dispatch, &channels, threads) };
+        // By it come forgets and interrupts only.
+        let (device, end) = (Arc::clone(channels.first()), ring.ender());
+        let serve = move || {
+            let ended = device.serve(&*dispatch);
+            end();
+            ended
+        };
+        let device = thread::Builder::new().name("fuse".into()).spawn(serve)?;
+        let ended = ring.join();
         pool.end();
-        ended
+        // The others' programs have answers until whoever is told of it ends the connection.
+        ended?;
+        joined(device)
     }
+}
+
+/// With so many threads until the connection ends.
+fn serve_device<F: Fabric + 'static>(
+    dispatch: &Arc<Dispatch<F>>,
+    channels: &Channels,
+    threads: usize,
+) -> io::Result<()> {
+    let others: Vec<_> = (1..threads)
+        .map(|at| {
+            let (channel, dispatch) = (channels.more()?, Arc::clone(dispatch));
+            let serve = move || channel.serve(&*dispatch);
+            thread::Builder::new().name(format!("fuse-{at}")).spawn(serve)
+        })
+        .collect::<io::Result<_>>()?;
+    let mut ended = channels.first().serve(&**dispatch);
+    for thread in others {
+        let other = joined(thread);
+        ended = ended.and(other);
+    }
+    ended
+}
+
+fn joined(thread: JoinHandle<io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("a thread panicked")))
 }
