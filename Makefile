@@ -35,6 +35,8 @@ TEST_DEPS += vim-tiny# an editor that drops jobs as editors do
 TEST_DEPS += git# clone, gc, fsck
 # For the long suites only: it is large, and brings a server of its own
 SOAK_DEPS += postgresql# initdb, pgbench, recovery and checksums
+# For the benchmark only
+BENCH_DEPS += bindfs# a filesystem behind FUSE that stores nothing: what is slow for it, too, is the kernel's way to it
 
 STEP := tools/step.sh
 
@@ -107,6 +109,7 @@ soak: build
 	@$(STEP) end
 
 bench: test-deps build
+	@tools/deps.sh $(BENCH_DEPS) || echo "make: the benchmark goes on without"
 	@$(STEP) bench $(AS_ROOT) "$(BIN)/kos-bench"
 
 clean: toolchain

@@ -1,6 +1,7 @@
 //! `make bench`: each path of the mount beside a reference in the same run, as ratios,
-//! CPU-seconds per GiB and the daemon's peak of memory. Nothing here passes or fails.
+//! CPU-seconds per GiB and the daemon's peak of memory; and the sessions with the kernel beside each other. Nothing here passes or fails.
 
+mod sessions;
 mod work;
 
 use std::fs;
@@ -102,29 +103,33 @@ fn row(work: &Work, ours: Sample, reference: Sample) {
 }
 
 /// KOS_BENCH_ONLY=TEXT: only the rows with this in their name; those that read need the one that writes.
-///
+fn is_wanted(name: &str) -> bool {
+    std::env::var("KOS_BENCH_ONLY").map_or(true, |only| name.contains(&only))
+}
+
 /// `percent`: what the reference writes for each byte that kosfs is given.
 fn table(title: &str, ours: &Path, reference: &Path, percent: u64, pid: u32) {
     println!("\n### {title}\n");
     println!("| path | kosfs | reference | ratio | CPU-s/GiB | memory |\n|---|---|---|---|---|---|");
     let (ours, reference) = (Place { dir: ours, percent: 100 }, Place { dir: reference, percent });
-    let only = std::env::var("KOS_BENCH_ONLY").unwrap_or_default();
-    for work in WORKS.iter().filter(|work| work.name.contains(&only)) {
+    for work in WORKS.iter().filter(|work| is_wanted(work.name)) {
         row(work, measure(work, &ours, Some(pid)), measure(work, &reference, None));
     }
 }
 
-fn main() {
-    let daemon = Daemon::with_ram(RAM_BYTES);
-    let run = fs::read_to_string(daemon.state().join("run.json")).expect("run.json");
-    let pid = run.split(|c: char| !c.is_ascii_digit()).find(|part| !part.is_empty());
-    let pid: u32 = pid.and_then(|pid| pid.parse().ok()).expect("a pid");
-
-    let memory = daemon.mem().join("memory");
-    fs::create_dir(&memory).expect("mkdir");
-    let set =
-        Command::new("setfattr").args(["-n", "user.kos.durability", "-v", "memory"]).arg(&memory).status();
+/// Make a directory of class memory.
+fn keep_in_memory(dir: &Path) {
+    fs::create_dir(dir).expect("mkdir");
+    let set = Command::new("setfattr").args(["-n", "user.kos.durability", "-v", "memory"]).arg(dir).status();
     assert!(set.expect("setfattr").success(), "setfattr");
+}
+
+/// Both classes beside what they lie on.
+fn classes() {
+    let daemon = Daemon::with_ram(RAM_BYTES);
+    let pid = daemon.pid();
+    let memory = daemon.mem().join("memory");
+    keep_in_memory(&memory);
     let tmpfs = PathBuf::from("/dev/shm").join(format!("kos-bench-{}", std::process::id()));
     fs::create_dir(&tmpfs).expect("tmpfs at /dev/shm");
     table("Class memory beside tmpfs", &memory, &tmpfs, 100, pid);
@@ -141,4 +146,17 @@ fn main() {
         150,
         pid,
     );
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let Some((sessions::CLIENT, rest)) =
+        arguments.split_first().map(|(first, rest)| (first.as_str(), rest))
+    {
+        return sessions::client(rest);
+    }
+    if WORKS.iter().any(|work| is_wanted(work.name)) {
+        classes();
+    }
+    sessions::table();
 }

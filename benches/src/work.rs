@@ -18,7 +18,7 @@ const DEPTH: u64 = 128;
 const SMALL_BYTES: usize = 16 << 10;
 
 /// KOS_BENCH_SCALE=N: an Nth of the work, to try the benchmark itself.
-static SCALE: LazyLock<u64> = LazyLock::new(|| {
+pub(crate) static SCALE: LazyLock<u64> = LazyLock::new(|| {
     std::env::var("KOS_BENCH_SCALE").map_or(1, |scale| scale.parse().expect("KOS_BENCH_SCALE: a number"))
 });
 
