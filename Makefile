@@ -110,7 +110,7 @@ soak: build
 
 bench: test-deps build
 	@tools/deps.sh $(BENCH_DEPS) || echo "make: the benchmark goes on without"
-	@$(STEP) bench $(AS_ROOT) "$(BIN)/kos-bench"
+	@$(STEP) bench $(AS_ROOT) $(foreach name,KOS_BENCH_ONLY KOS_BENCH_SCALE,$(if $($(name)),$(name)="$($(name))")) "$(BIN)/kos-bench"
 
 clean: toolchain
 	cargo clean
