@@ -60,7 +60,12 @@ impl<F: Fabric + 'static> Handler for Ringed<F> {
         }
         if fs.is_remote || takes_long(header.opcode) {
             let may_end = may_be_given_up(header.opcode);
-            return self.pool.put(&header, (args, payload), may_end, answer);
+            self.pool.put(&header, (args, payload), may_end, answer);
+            // The signal comes by /dev/fuse, and may have been faster.
+            if may_end && fs.signals.was_told(header.unique) {
+                dispatch.interrupt(header.unique);
+            }
+            return;
         }
         dispatch.handle(&header, args, payload, Reply::to_ring(header.unique, answer));
     }
