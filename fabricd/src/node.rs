@@ -12,8 +12,8 @@ use kos_core::{AsOf, Overlay, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::limits::GROUP_MAX;
 use kos_types::{
-    Attr, Command, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin, Pin,
-    Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
+    Attr, Command, Cred, Dirent, Error, ExtentMap, Fabric, Ino, JOBS, Job, JobId, JobOp, Kind, Op, Origin,
+    Pin, Policy, Reply, Result, SessionId, Sharing, Snapshot, SpaceUsage, StripeId, Time,
 };
 
 use crate::bell::Bell;
@@ -105,6 +105,11 @@ impl fmt::Debug for Node {
     }
 }
 
+/// Whose a new node is: its process's.
+fn owner() -> Cred {
+    Cred { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+}
+
 /// The clock of commands.
 pub(crate) fn now() -> Time {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
@@ -135,7 +140,7 @@ impl Node {
                     format!("open: {what}: is a directory missing or not mounted?"),
                 ));
             }
-            db.write(kos_core::initialise(now()))?;
+            db.write(kos_core::initialise_for(now(), owner()))?;
             db.sync_alone()?;
         }
         let ram = RamDir::attach(&first.join("ram"), options.ram_bytes)?;

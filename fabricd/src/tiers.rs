@@ -92,6 +92,12 @@ impl RamDir {
         if budget == 0 && !mounted {
             return Ok(None);
         }
+        if !mounted && !rustix::process::geteuid().is_root() {
+            kos_types::log!(
+                "fabricd: there is no memory tier, which only root can mount: all is kept on disk"
+            );
+            return Ok(None);
+        }
         if !mounted {
             // Pages as large as an append fills: they are not cleared first, and go whole when a shard is
             // freed. With `huge=always` an append clears what it does not fill (docs/PERFORMANCE.md).

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use kos_types::{Attr, Error, FileKind, Ino, JOBS, Kind, ROOT, Result, Time};
+use rustix::process::{getegid, geteuid};
 
 /// The mount's root directory, FUSE's own root.
 pub(crate) const TOP: Ino = Ino(1);
@@ -21,7 +22,7 @@ pub struct ControlFile {
     pub read: Box<dyn Fn() -> Vec<u8> + Send + Sync>,
     /// It grows while it is open; else an open file keeps what it held when it was opened.
     pub live: bool,
-    /// What a write by root does; without, nobody writes.
+    /// What a write by the mount's owner does; without, nobody writes.
     pub write: Option<WriteControl>,
 }
 
@@ -44,6 +45,8 @@ enum Node {
 pub(crate) struct Tree {
     nodes: Vec<(Ino, Node)>,
     mounted: Time,
+    /// Whose the mount is: root's, or the user's who made it.
+    owner: (u32, u32),
 }
 
 impl Tree {
@@ -51,7 +54,8 @@ impl Tree {
     pub(crate) fn new(files: Vec<ControlFile>, mounted: Time, has_jobs: bool) -> Self {
         let jobs = has_jobs.then(|| ("jobs".to_owned(), JOBS));
         let root = Node::Dir([("mem".to_owned(), ROOT)].into_iter().chain(jobs).collect());
-        let mut tree = Self { nodes: vec![(TOP, root)], mounted };
+        let owner = (geteuid().as_raw(), getegid().as_raw());
+        let mut tree = Self { nodes: vec![(TOP, root)], mounted, owner };
         // The first to be added, so it has the number of `SNAP`; its entries are the fabric's.
         tree.add(0, "snap", Node::Dir(Vec::new()));
         for file in files {
@@ -135,8 +139,8 @@ impl Tree {
             kind,
             mode,
             nlink,
-            uid: 0,
-            gid: 0,
+            uid: self.owner.0,
+            gid: self.owner.1,
             rdev: 0,
             size,
             bytes: 0,

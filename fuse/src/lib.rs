@@ -3,6 +3,7 @@
 //! know how a fabric works.
 #![cfg_attr(not(test), deny(clippy::print_stderr))]
 
+mod attach;
 mod control;
 mod file;
 mod fs;
@@ -18,5 +19,6 @@ mod signals;
 #[cfg(test)]
 mod tests;
 
+pub use attach::{detach_dead, program as fusermount};
 pub use control::{ControlFile, WriteControl};
 pub use mount::{MountFlags, MountOptions, Mounted, Recall, SessionKind, mount};

@@ -1,10 +1,8 @@
 //! Mounting, unmounting, and what a mount asks of the machine.
 
-use std::ffi::CString;
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -15,12 +13,10 @@ use std::time::Duration;
 
 use kos_types::lease::{Cache, Leases};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
-use rustix::fs::{Mode, OFlags, major, minor};
+use rustix::fs::{major, minor};
 pub use rustix::mount::MountFlags;
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, UnmountFlags, fsconfig_create, fsmount, fsopen, unmount,
-};
 
+use crate::attach::{Detach, abort, attach, detach};
 use crate::control::ControlFile;
 use crate::file::Flusher;
 use crate::fs::{Fs, TTL};
@@ -29,7 +25,6 @@ use crate::leases::{Noted, Returns, Watch};
 use crate::locks;
 use crate::session::{Caches, Fuser, Own, READ_BYTES_MAX, Session, WRITE_BYTES_MAX, raise_pages};
 
-const DEVICE: &str = "/dev/fuse";
 /// The kernel offers 128 KiB; sequential readers gain up to here.
 const READAHEAD_KIB: u32 = 4096;
 
@@ -177,7 +172,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     let device = attach(options, READ_BYTES_MAX)?;
     let session = S::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
         // Nothing serves it: a mount left behind would only answer "not connected".
-        let _ = unmount(&options.dir, UnmountFlags::DETACH);
+        let _ = detach(&options.dir, Detach::Lazy);
         Error::io("mount: handshake with the kernel", &e)
     })?;
 
@@ -185,7 +180,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     let noted: Arc<dyn Caches> = Arc::new(Noted { fs: Arc::clone(&fs), kernel: Arc::clone(&caches) });
     let returns = Returns { fs: Arc::clone(&fs), kernel: Arc::clone(&noted) };
     let leases = lease(Arc::new(returns)).inspect_err(|_| {
-        let _ = unmount(&options.dir, UnmountFlags::DETACH);
+        let _ = detach(&options.dir, Detach::Lazy);
     })?;
     let mut watch = None;
     if let Some(leases) = &leases {
@@ -234,23 +229,6 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     })
 }
 
-/// Attach a new connection to the directory, as type `fuse.kosfs`, which fuser itself cannot name.
-fn attach(options: &MountOptions, read_bytes_max: u32) -> Result<OwnedFd> {
-    let device = fs::File::options()
-        .read(true)
-        .write(true)
-        .open(DEVICE)
-        .map_err(|e| Error::io(&format!("open {DEVICE}: is the kernel module fuse loaded?"), &e))?;
-    let data = format!(
-        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={read_bytes_max}",
-        device.as_raw_fd()
-    );
-    let data = CString::new(data).map_err(|_| Error::new(Kind::Invalid, "mount: options"))?;
-    rustix::mount::mount(&options.source, &options.dir, "fuse.kosfs", options.flags, Some(data.as_c_str()))
-        .map_err(|e| Error::io(&format!("mount {}", options.dir.display()), &e.into()))?;
-    Ok(device.into())
-}
-
 /// Have the kernel hand over the dirty pages of mappings. syncfs(2) does not wait for those of a
 /// FUSE filesystem; throwing a file's pages out does. Never from a thread that serves requests.
 fn write_back(caches: &dyn Caches, files: &[Ino]) -> Result<()> {
@@ -258,17 +236,6 @@ fn write_back(caches: &dyn Caches, files: &[Ino]) -> Result<()> {
     files
         .try_for_each(|&file| caches.drop_pages(file))
         .map_err(|e| Error::io("unmount: pages of mappings", &e))
-}
-
-/// End a connection, whoever has its mount. The kernel lists its connections in a filesystem that
-/// need not be mounted anywhere: here it is in no namespace at all.
-fn abort(connection: u32) -> rustix::io::Result<()> {
-    let context = fsopen("fusectl", FsOpenFlags::FSOPEN_CLOEXEC)?;
-    fsconfig_create(context.as_fd())?;
-    let list = fsmount(context.as_fd(), FsMountFlags::FSMOUNT_CLOEXEC, MountAttrFlags::empty())?;
-    let path = format!("{connection}/abort");
-    let file = rustix::fs::openat(&list, path, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty())?;
-    rustix::io::write(&file, b"1").map(drop)
 }
 
 fn raise_readahead(dev: u64) -> io::Result<()> {
@@ -334,9 +301,9 @@ impl Mounted {
         if let Err(e) = self.flush_all() {
             kos_types::log!("kos-fuse: {}: not all could be flushed: {e}", self.dir.display());
         }
-        let gone = match unmount(&self.dir, UnmountFlags::empty()) {
-            Err(rustix::io::Errno::BUSY) => self.cut_off(),
-            other => other.map_err(|e| Error::io("unmount", &e.into())),
+        let gone = match detach(&self.dir, Detach::Unused) {
+            Err(e) if e.kind() == io::ErrorKind::ResourceBusy => self.cut_off(),
+            other => other.map_err(|e| Error::io("unmount", &e)),
         };
         gone?;
         self.finish()
@@ -363,10 +330,14 @@ impl Mounted {
         kos_types::log!("kos-fuse: another mount namespace has {}: it is cut off", self.dir.display());
         (self.write_back)()?;
         self.flush_all()?;
+        self.end_connection()
+    }
+
+    fn end_connection(&self) -> Result<()> {
         match abort(self.connection) {
             // It ended by itself.
-            Err(rustix::io::Errno::NOENT) => Ok(()),
-            other => other.map_err(|e| Error::io("unmount: abort", &e.into())),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+            other => other.map_err(|e| Error::io("unmount: abort", &e)),
         }
     }
 
@@ -379,7 +350,8 @@ impl Mounted {
         if let Err(e) = self.flush_all() {
             kos_types::log!("kos-fuse: {}: not all could be flushed: {e}", self.dir.display());
         }
-        unmount(&self.dir, UnmountFlags::FORCE | UnmountFlags::DETACH)
-            .map_err(|e| Error::io("unmount", &e.into()))
+        detach(&self.dir, Detach::Forced).map_err(|e| Error::io("unmount", &e))?;
+        // fusermount3 takes it out of the tree, and forces nothing.
+        if rustix::process::geteuid().is_root() { Ok(()) } else { self.end_connection() }
     }
 }

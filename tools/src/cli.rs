@@ -128,17 +128,19 @@ impl From<Exit> for ExitCode {
 pub(crate) struct Failure {
     pub(crate) exit: Exit,
     pub(crate) line: String,
+    /// Only the right was missing.
+    pub(crate) denied: bool,
 }
 
 pub(crate) type Outcome<T = Exit> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(line: impl Into<String>) -> Self {
-        Self { exit: Exit::Failed, line: line.into() }
+        Self { exit: Exit::Failed, line: line.into(), denied: false }
     }
 
     pub(crate) fn not_running(line: impl Into<String>) -> Self {
-        Self { exit: Exit::NotRunning, line: line.into() }
+        Self { exit: Exit::NotRunning, line: line.into(), denied: false }
     }
 
     /// An error at a path. Where only the right is missing, the line to type says so.
@@ -146,7 +148,8 @@ impl Failure {
         let denied =
             error.kind() == std::io::ErrorKind::PermissionDenied && !rustix::process::geteuid().is_root();
         let advice = if denied { format!("; try: {}", sudo_line()) } else { String::new() };
-        Self::new(format!("cannot {doing} {}: {error}{advice}", path.display()))
+        let line = format!("cannot {doing} {}: {error}{advice}", path.display());
+        Self { exit: Exit::Failed, line, denied }
     }
 }
 

@@ -1,7 +1,6 @@
 //! The kernel's table of mounts, read without touching any mount, and the one way `kos` unmounts: lazily, and only
 //! what is a kosfs mount.
 
-use rustix::mount::UnmountFlags;
 use std::ffi::OsString;
 use std::io;
 use std::os::unix::ffi::OsStringExt;
@@ -127,7 +126,7 @@ fn settle_parent(path: &Path) -> io::Result<PathBuf> {
 /// Detaches a kosfs mount; anything else is refused.
 pub(crate) fn detach(mount: &Mount) -> io::Result<()> {
     assert!(mount.is_kosfs(), "only kosfs mounts are ever unmounted");
-    Ok(rustix::mount::unmount(&mount.point, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW)?)
+    kos_fuse::detach_dead(&mount.point)
 }
 
 #[cfg(test)]

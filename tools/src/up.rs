@@ -7,6 +7,7 @@ use crate::mounts;
 use crate::probe::{self, Answer};
 use crate::state::{Condition, State};
 use kos_fuse::SessionKind;
+use rustix::fs::{Access, access};
 use std::ffi::OsString;
 use std::fs::File;
 use std::io;
@@ -23,6 +24,15 @@ const PROGRESS: Duration = Duration::from_secs(5);
 const POLL: Duration = Duration::from_millis(20);
 
 pub(crate) fn run(args: &cli::Up) -> Outcome {
+    up(args).map_err(|mut failure| {
+        if failure.denied {
+            failure.line.push_str(", or choose directories of your own: kos up --state DIR --mount DIR");
+        }
+        failure
+    })
+}
+
+fn up(args: &cli::Up) -> Outcome {
     if args.nodes > 1 {
         let nodes = args.nodes;
         return Err(Failure::new(format!(
@@ -54,17 +64,28 @@ fn find(node: &State) -> Outcome<Option<Daemon>> {
     Daemon::find(node).map_err(|error| Failure::at("look for the daemon of", &node.path, &error))
 }
 
+/// Root needs the device alone, others fusermount3 besides.
 fn refuse_without_rights() -> Outcome<()> {
-    if !rustix::process::geteuid().is_root() {
-        return Err(Failure::new(format!("mounting needs root; type: {}", cli::sudo_line())));
+    let is_root = rustix::process::geteuid().is_root();
+    if let Err(error) = File::options().read(true).write(true).open("/dev/fuse") {
+        return Err(Failure::new(match error.kind() {
+            io::ErrorKind::PermissionDenied if is_root => {
+                format!(
+                    "/dev/fuse: {error}; start this container with: --device /dev/fuse --cap-add SYS_ADMIN"
+                )
+            }
+            io::ErrorKind::PermissionDenied => format!(
+                "/dev/fuse: {error}; type: {}, or let users mount: sudo chmod a+rw /dev/fuse",
+                cli::sudo_line()
+            ),
+            _ => format!("/dev/fuse: {error}; the kernel's FUSE module is missing; type: sudo modprobe fuse"),
+        }));
     }
-    let Err(error) = File::options().read(true).write(true).open("/dev/fuse") else { return Ok(()) };
-    Err(Failure::new(match error.kind() {
-        io::ErrorKind::PermissionDenied => {
-            format!("/dev/fuse: {error}; start this container with: --device /dev/fuse --cap-add SYS_ADMIN")
-        }
-        _ => format!("/dev/fuse: {error}; the kernel's FUSE module is missing; type: sudo modprobe fuse"),
-    }))
+    if is_root {
+        return Ok(());
+    }
+    let found = kos_fuse::fusermount().map(drop);
+    found.map_err(|error| Failure::new(format!("{error}, or: {}", cli::sudo_line())))
 }
 
 /// No two of the directories may lie in one another: the mount would hide data, or a wipe would go too far.
@@ -181,17 +202,29 @@ fn look_at_mount_dir(dir: &Path) -> Outcome<Ground> {
         )));
     }
     match std::fs::read_dir(dir).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Ok(Ground::Empty),
+        Ok(true) => may_write(dir).map(|()| Ground::Empty).map_err(failed),
         Ok(false) => {
             Err(Failure::new(format!("{shown} is not empty; choose an empty directory with --mount")))
         }
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(error)),
         // One directory is made, and one removed again: not a whole path.
-        Err(_) if dir.parent().is_some_and(Path::is_dir) => Ok(Ground::Missing),
+        Err(_) if dir.parent().is_some_and(Path::is_dir) => {
+            let made = dir.parent().map_or(Ok(()), may_write);
+            made.map(|()| Ground::Missing)
+                .map_err(|error| Failure::at("make the mount directory", dir, &error))
+        }
         Err(_) => Err(Failure::new(format!(
             "the directory above {shown} is missing; make it first, or choose another --mount"
         ))),
     }
+}
+
+/// Users mount only where they may write.
+fn may_write(dir: &Path) -> io::Result<()> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    Ok(access(dir, Access::WRITE_OK | Access::EXEC_OK)?)
 }
 
 fn make_mount_dir(node: &State, dir: &Path) -> Outcome<()> {

@@ -3,7 +3,9 @@
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
-use kos_types::{Attr, Command, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time};
+use kos_types::{
+    Attr, Command, Cred, Error, FileKind, Ino, Kind, Op, ROOT, Reply, Result, Seq, StripeId, Time,
+};
 
 use crate::extents::Puts;
 use crate::quota::{Account, Charge};
@@ -195,13 +197,19 @@ const fn changed_inodes(op: &Op) -> [Option<Ino>; 2] {
 /// The tables of a new filesystem: the counters and an empty root that everyone may use, as /tmp.
 #[must_use]
 pub fn initialise(now: Time) -> Changes {
+    initialise_for(now, Cred { uid: 0, gid: 0 })
+}
+
+/// The same for a node that is of `owner`; one of another user than root is used by that one.
+#[must_use]
+pub fn initialise_for(now: Time, owner: Cred) -> Changes {
     let attr = Attr {
         ino: ROOT,
         kind: FileKind::Dir,
-        mode: 0o1777,
+        mode: if owner.uid == 0 { 0o1777 } else { 0o755 },
         nlink: 2,
-        uid: 0,
-        gid: 0,
+        uid: owner.uid,
+        gid: owner.gid,
         rdev: 0,
         size: 0,
         bytes: 0,

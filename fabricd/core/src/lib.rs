@@ -18,6 +18,6 @@ pub mod record;
 mod session;
 mod tables;
 
-pub use apply::{Applied, Effect, apply, initialise};
+pub use apply::{Applied, Effect, apply, initialise, initialise_for};
 pub use history::{AsOf, snapshots};
 pub use tables::{Changes, MemTables, Overlay, Pair, Tables};

@@ -5,3 +5,4 @@ mod place;
 mod redundancy;
 mod refusals;
 mod session;
+mod users;

@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 
 use kos_types::{
     Attr, Cred, Error, FileKind, Ino, JOBS, JOBS_BY_NAME, JOBS_REJECTED, Job, JobId, JobOp, JobState, Kind,
-    Reply, Result, Submitter, Time, limits,
+    ROOT, Reply, Result, Submitter, Time, limits,
 };
 
 pub use read::{active, job, of_dir, text};
@@ -30,6 +30,8 @@ const EXIT_CANCELLED: i32 = 128 + 15;
 const EXIT_LOST: i32 = 128 + 9;
 /// Everybody may drop jobs, and remove only his own.
 const TREE_MODE: u32 = 0o1777;
+/// A user's own node runs nobody else's: it could not become them.
+const OWN_TREE_MODE: u32 = 0o755;
 
 pub(crate) fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &JobOp) -> Result<Reply> {
     let job = match op {
@@ -241,7 +243,7 @@ fn cancel<T: Tables>(txn: &mut Txn<'_, T>, id: JobId) -> Result<Job> {
 /// No attempt is under way: the node has just started.
 fn open<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
     if txn.tables.get(&keys::inode(JOBS))?.is_none() {
-        make_tree(txn);
+        make_tree(txn)?;
     }
     let mut after = JobId(0);
     loop {
@@ -280,16 +282,18 @@ fn recover<T: Tables>(txn: &mut Txn<'_, T>, mut job: Job) -> Result<()> {
     Ok(())
 }
 
-/// The directories that always exist.
-fn make_tree<T: Tables>(txn: &mut Txn<'_, T>) {
+/// The directories that always exist: of whose node it is.
+fn make_tree<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
+    let root = txn.inode(ROOT)?.attr;
+    let mode = if root.uid == 0 { TREE_MODE } else { OWN_TREE_MODE };
     for (ino, nlink) in [(JOBS, 4), (JOBS_BY_NAME, 2), (JOBS_REJECTED, 2)] {
         let attr = Attr {
             ino,
             kind: FileKind::Dir,
-            mode: TREE_MODE,
+            mode,
             nlink,
-            uid: 0,
-            gid: 0,
+            uid: root.uid,
+            gid: root.gid,
             rdev: 0,
             size: 0,
             bytes: 0,
@@ -307,4 +311,5 @@ fn make_tree<T: Tables>(txn: &mut Txn<'_, T>) {
         txn.state.seq.0 += 1;
         namespace::put_entry(txn, JOBS, name.as_bytes(), ino, None);
     }
+    Ok(())
 }
