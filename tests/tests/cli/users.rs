@@ -125,7 +125,7 @@ fn a_user_has_a_node_of_their_own() {
         assert!(is_denied(&chown(&path, Some(0), None)));
         fs::set_permissions(dir, Permissions::from_mode(0o700))
     });
-    let dir = place.mount().join("mem");
+    let dir = place.mount();
     assert!(is_denied(&within("others", move || Ok(fs::read_dir(dir)))), "not even root may look");
 
     let jobs = place.mount().join("jobs");
@@ -174,7 +174,11 @@ fn a_users_node_comes_back_after_a_kill_and_ends_although_it_is_used() {
     place.is_gone();
     assert!(within("stat", move || Ok(held.metadata())).is_err(), "cut off");
 
+    let settings = place.root.path().join("fuse.conf");
+    fs::write(&settings, "user_allow_other\n").expect("write");
+    mount_bind(&settings, "/etc/fuse.conf").expect("bind");
     kos(&place, &["up"], 0);
+    assert_eq!(place.read("open"), b"held", "others are let in where the administrator lets them");
     let open = place.mem("open");
     assert_eq!(as_user("read", move || fs::read(open)), b"held");
     kos(&place, &["down", "--wipe"], 0);
