@@ -243,10 +243,11 @@ fn local(mounted: &Mounted) -> Local {
 /// Tell of the mount until something ends it.
 fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Result<End> {
     publish(&state.join("status.json"), &view.status())?;
+    let events = view.node.events();
+    // Before anybody is told of the mount, who may look for it there.
+    events.add("mount", &format!("{} is mounted", mount.display()));
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
     publish(&state.join(RUN), &Run { pid: std::process::id(), mount, started })?;
-    let events = view.node.events();
-    events.add("mount", &format!("{} is mounted", mount.display()));
     let mut health = "ok\n".to_owned();
     let mut heap = Heap::default();
     let disk = Lanes::new("status");
