@@ -18,7 +18,7 @@ use crate::fs::Fs;
 /// The attribute that seals.
 pub(crate) const SEAL: &[u8] = b"user.kos.seal";
 /// close(2) returns before its release arrives here: so long one that may be under way is waited for.
-const RELEASE_MAX: Duration = Duration::from_millis(100);
+pub(crate) const RELEASE_MAX: Duration = Duration::from_millis(100);
 const RELEASE_PAUSE: Duration = Duration::from_millis(2);
 
 /// What a session has made of a copy that the kernel is to read. Only that session knows what it is; the
@@ -134,6 +134,8 @@ impl<F: Fabric> Fs<F> {
     }
 
     pub(crate) fn remove_seal(&self, ino: Ino) -> Result<()> {
+        // A close that has returned decides by the word that was there.
+        self.await_release(ino);
         self.patiently(&Op::RemoveXattr { ino, name: SEAL.to_vec() })
     }
 
@@ -185,6 +187,14 @@ impl<F: Fabric> Fs<F> {
 
     fn unsealed(&self, ino: Ino, e: &Error) {
         self.fabric.report("unsealed", &format!("inode {} is not sealed at its close: {e}", ino.0));
+    }
+
+    /// Wait for the releases of closes that have returned.
+    pub(crate) fn await_release(&self, ino: Ino) {
+        if let Some(node) = self.files.find(ino) {
+            // In vain where a copied descriptor was closed, and another one is still open.
+            node.await_close(RELEASE_MAX, |users| users.writers == 0 || !users.quiet);
+        }
     }
 
     /// Before what a seal changes the answer of: a close that has returned seals first.

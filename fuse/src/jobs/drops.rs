@@ -3,9 +3,11 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use kos_types::{Cred, Error, Ino, JobId, Kind, Result, Submitter};
+
+use crate::seal::RELEASE_MAX;
 
 /// Files being dropped at once.
 const DROPS_MAX: usize = 4096;
@@ -53,10 +55,20 @@ pub(crate) struct Dropped {
     pub(crate) verdict: Verdict,
 }
 
+/// As the others see it.
+struct Entry {
+    name: Vec<u8>,
+    /// It is a job as far as it was written, and a descriptor was closed since: the last one, perhaps.
+    leaving: bool,
+    dropped: Arc<Mutex<Dropped>>,
+}
+
 /// All of them.
 #[derive(Default)]
 pub(crate) struct Drops {
-    all: Mutex<HashMap<Ino, Arc<Mutex<Dropped>>>>,
+    all: Mutex<HashMap<Ino, Entry>>,
+    /// One was taken out.
+    taken: Condvar,
     /// How many, so that writes to other files cost nothing.
     count: AtomicUsize,
 }
@@ -78,7 +90,8 @@ impl Drops {
         let writers = HashSet::new();
         let dropped =
             Dropped { name: name.to_vec(), submitter, writers, written: false, verdict: Verdict::None };
-        lock(&self.all).insert(ino, Arc::new(Mutex::new(dropped)));
+        let dropped = Arc::new(Mutex::new(dropped));
+        lock(&self.all).insert(ino, Entry { name: name.to_vec(), leaving: false, dropped });
         self.count.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -86,15 +99,32 @@ impl Drops {
         if self.count.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        lock(&self.all).get(&ino).map(Arc::clone)
+        lock(&self.all).get(&ino).map(|entry| Arc::clone(&entry.dropped))
     }
 
     pub(crate) fn take(&self, ino: Ino) -> Option<Arc<Mutex<Dropped>>> {
-        let taken = lock(&self.all).remove(&ino);
-        if taken.is_some() {
-            self.count.fetch_sub(1, Ordering::Relaxed);
+        let taken = lock(&self.all).remove(&ino)?;
+        self.count.fetch_sub(1, Ordering::Relaxed);
+        self.taken.notify_all();
+        Some(taken.dropped)
+    }
+
+    /// A descriptor was closed, and what was written by then is a job.
+    pub(crate) fn leaves(&self, ino: Ino) {
+        if let Some(entry) = lock(&self.all).get_mut(&ino) {
+            entry.leaving = true;
         }
-        taken
+    }
+
+    /// Before a name is looked at: close(2) returns before its release arrives here, and whoever closed the file knows that
+    /// its name is free. It ends in vain where a copied descriptor was closed, and another one is still open.
+    pub(crate) fn await_leaving(&self, name: &[u8]) {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        let leaving =
+            |all: &mut HashMap<Ino, Entry>| all.values().any(|entry| entry.leaving && entry.name == name);
+        drop(self.taken.wait_timeout_while(lock(&self.all), RELEASE_MAX, leaving));
     }
 
     pub(crate) fn opened(&self, ino: Ino, handle: u64) {
@@ -106,6 +136,9 @@ impl Drops {
     pub(crate) fn written(&self, ino: Ino) {
         if let Some(dropped) = self.find(ino) {
             lock(&dropped).written = true;
+            if let Some(entry) = lock(&self.all).get_mut(&ino) {
+                entry.leaving = false;
+            }
         }
     }
 }

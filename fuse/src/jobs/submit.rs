@@ -45,6 +45,13 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
+    /// Before a name is looked up.
+    pub(crate) fn job_awaited(&self, (parent, name): Name<'_>) {
+        if parent == JOBS {
+            self.jobs.drops.await_leaving(name);
+        }
+    }
+
     pub(crate) fn job_written(&self, ino: Ino) {
         self.jobs.drops.written(ino);
     }
@@ -60,6 +67,8 @@ impl<F: Fabric> Fs<F> {
         if judged.is_err() && dropped.writers.len() == 1 {
             // Now, not at the last close: the kernel tells that one only after close(2) returned.
             self.keep(ino, &dropped);
+        } else if judged.is_ok() {
+            self.jobs.drops.leaves(ino);
         }
         judged
     }
@@ -215,6 +224,8 @@ impl<F: Fabric> Fs<F> {
             return Ok(true);
         }
         self.job_unlinked(from.0, source.ino);
+        // While it is open the kernel finds it under the new name.
+        self.await_release(source.ino);
         let id = self.submit(to.1, source.ino, &who.submitter(), None)?;
         let moved = self.drop_name(from).and_then(|()| self.replace(to.1));
         if let Err(e) = moved {

@@ -20,6 +20,7 @@ pub(crate) struct Created {
 
 impl<F: Fabric + 'static> Requests<F> {
     pub(crate) fn lookup(&self, (dir, name): Name<'_>, reply: impl Reply<Found>) {
+        self.fs.job_awaited((dir, name));
         let alone = self.fs.alone();
         if alone.is_none() && self.fs.is_remote {
             match self.fs.control_target((dir, name)) {
