@@ -111,6 +111,8 @@ fn greeting_of(daemon: &Daemon) -> [u8; GREETING_BYTES] {
 fn another_build_is_refused_by_both_ends() {
     let mut daemon = Daemon::start();
     let own = greeting_of(&daemon);
+    // Each process is named once: this must be the first that the daemon hears of ours.
+    wait_for("the daemon's line", || daemon.log().contains("speaks \"GET / HT\""));
     let mut other = own;
     other[GREETING_BYTES - 2] ^= 1;
     for _ in 0..3 {
@@ -120,7 +122,6 @@ fn another_build_is_refused_by_both_ends() {
         stream.read_to_end(&mut said).expect("it says what it speaks, and closes");
         assert_eq!(said, own);
     }
-    wait_for("the daemon's line", || daemon.log().contains("speaks \"GET / HT\""));
     assert!(
         daemon.log().matches("another build").count() <= 1,
         "each process is named once: {}",
