@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use kos_types::{Consistency, Fabric, Ino, LockAnswer, Result, Time};
 
 use crate::fs::{Caching, Fs};
-use crate::leases::is_shared;
+use crate::leases::{Tell, is_shared};
 use crate::session::Caches;
 
 /// What the pages of a file were filled from: its change time and size.
@@ -61,7 +61,7 @@ impl<F: Fabric> Fs<F> {
     ) {
         let granted = matches!(answer, Ok(LockAnswer::Granted));
         if granted && self.fabric.shared() && self.consistency(ino) == Consistency::Release {
-            self.held.after_pages(ino, Box::new(move || tell(answer)));
+            self.held.after(ino, Tell::Drop, Box::new(move || tell(answer)));
         } else {
             tell(answer);
         }

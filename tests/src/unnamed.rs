@@ -26,7 +26,7 @@ impl Daemon {
 }
 
 /// What says who speaks with the kernel.
-const SESSION: &str = "KOS_SESSION";
+pub const SESSION: &str = "KOS_SESSION";
 
 /// A session of our own: the one that the tests run by, if that is one.
 #[must_use]

@@ -21,8 +21,8 @@ use crate::jobs;
 pub(crate) use gate::Alone;
 use gate::Gate;
 pub(crate) use names::{Found, Kept};
-pub(crate) use pages::Range;
 use pages::{Pages, Then};
+pub(crate) use pages::{Range, Tell};
 pub(crate) use returns::{Noted, Returns, Watch};
 
 /// Inodes whose leases one listing asks for at once.
@@ -82,14 +82,9 @@ impl Held {
         }
     }
 
-    /// Run something once no page of a file is in the kernel that is there now.
-    pub(crate) fn after_pages(&self, ino: Ino, then: Then) {
-        self.pages.drop_then(ino, then);
-    }
-
-    /// Run something once the kernel takes a file to have so many bytes.
-    pub(crate) fn after_enlarging(&self, ino: Ino, size: u64, then: Then) {
-        self.pages.enlarge_then(ino, size, then);
+    /// Run something once the kernel was told of a file.
+    pub(crate) fn after(&self, ino: Ino, tell: Tell, then: Then) {
+        self.pages.tell_then(ino, tell, then);
     }
 
     pub(crate) fn released(&self, ino: Ino, flags: i32) {

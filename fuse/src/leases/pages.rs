@@ -47,8 +47,8 @@ struct Round {
 
 /// What the kernel is told before somebody is answered.
 #[derive(Debug, Clone, Copy)]
-enum Tell {
-    /// To throw all pages out.
+pub(crate) enum Tell {
+    /// To throw all pages out that are there now.
     Drop,
     /// That there are at least so many bytes.
     Enlarge(u64),
@@ -144,18 +144,8 @@ impl Pages {
         self.changed.notify_all();
     }
 
-    /// Throw all pages out that are there now, and then run something.
-    pub(super) fn drop_then(&self, ino: Ino, then: Then) {
-        self.wait_for(ino, Tell::Drop, then);
-    }
-
-    /// Have the kernel take a file to have at least `size` bytes, and then run something. The kernel may wait for a page
-    /// of it.
-    pub(super) fn enlarge_then(&self, ino: Ino, size: u64, then: Then) {
-        self.wait_for(ino, Tell::Enlarge(size), then);
-    }
-
-    fn wait_for(&self, ino: Ino, tell: Tell, then: Then) {
+    /// Tell the kernel of a file, which may wait for a page of it, and then run something.
+    pub(super) fn tell_then(&self, ino: Ino, tell: Tell, then: Then) {
         self.state().waiting.push((ino, tell, then));
         self.changed.notify_all();
     }

@@ -4,9 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use kos_tests::unnamed::SESSION;
+
 use crate::place::*;
 
-const SESSION: &str = "KOS_SESSION";
 /// The kernel's switch for io_uring.
 const PARAMETERS: &str = "/sys/module/fuse/parameters";
 

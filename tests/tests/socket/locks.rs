@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kos_tests::unnamed::own_session;
+use kos_tests::unnamed::{SESSION, own_session};
 use kos_tests::{Daemon, wait_for};
 use rustix::fs::FlockOperation;
 
@@ -278,7 +278,7 @@ fn sqlite_from_both_mounts_keeps_its_integrity() {
 /// Two mounts that speak with the kernel so.
 fn mounts_by(session: &str) -> (Daemon, Second) {
     let mut daemon = Daemon::unstarted(0);
-    daemon.env.push(("KOS_SESSION".into(), session.into()));
+    daemon.env.push((SESSION.into(), session.into()));
     daemon.spawn();
     let second = Second::mount_with(&daemon, "", &format!("session={session}"));
     (daemon, second)

@@ -8,6 +8,7 @@ use kos_types::{Attr, Dirent, Error, Fabric, FileKind, Ino, Kind, LockAnswer};
 
 use crate::fs::{Caching, Fs};
 use crate::jobs::names_ttl;
+use crate::leases::Tell;
 use crate::seal::Backing;
 
 /// The answer, or the errno.
@@ -116,7 +117,7 @@ pub(super) fn sized<F: Fabric>(fs: &Fs<F>, found: Answer<Found>, reply: impl Rep
     match found {
         Ok(found) if !found.sure => {
             let (ino, size) = (found.attr.ino, found.attr.size);
-            fs.held.after_enlarging(ino, size, Box::new(move || reply(Ok(found))));
+            fs.held.after(ino, Tell::Enlarge(size), Box::new(move || reply(Ok(found))));
         }
         found => reply(found),
     }

@@ -117,7 +117,7 @@ impl<F: Fabric + 'static> Requests<F> {
     pub(crate) fn getattr(&self, node: Ino, reply: impl Reply<Found>) {
         if self.fs.keeps(node) && self.fs.alone().is_none() {
             return self.fs.ask(vec![Want::names(node, Mode::Shared)], move |fs, leased| {
-                sized(fs, attributes(fs, leased.and_then(|()| fs.kept_or_asked(node))), reply);
+                reply(attributes(fs, leased.and_then(|()| fs.kept_or_asked(node))));
             });
         }
         let want = || vec![whole(node, Mode::Shared)];

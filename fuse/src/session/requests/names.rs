@@ -44,7 +44,7 @@ impl<F: Fabric + 'static> Requests<F> {
         self.fs.ask(vec![Want::names(dir, Mode::Shared)], move |fs, leased| {
             match leased.and_then(|()| fs.find((dir, &name))) {
                 Ok(leases::Found::Nothing) => reply(Err(libc::ENOENT)),
-                Ok(leases::Found::Attr(attr)) => sized(fs, entry(fs, dir, Ok(attr)), reply),
+                Ok(leases::Found::Attr(attr)) => reply(entry(fs, dir, Ok(attr))),
                 Ok(leases::Found::Inode(found, want)) => found_entry(fs, dir, found, want, reply),
                 Err(e) => reply(Err(errno(&e))),
             }
