@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use kos_core::lease::{Client, Commit, Input, Limits, Output};
 use kos_types::lease::{
-    Cache, Epoch, GrantId, Held, Lane, Leases, Mode, RequestId, Run, Span, ToClient, ToLeader, Want,
+    Cache, Epoch, GrantId, Held, Holds, Lane, Leases, Mode, RequestId, Run, Span, ToClient, ToLeader, Want,
 };
 use kos_types::{Error, Ino, Kind, Result, SessionId};
 
@@ -129,13 +129,13 @@ impl Drop for Use {
 }
 
 impl Leases for Holder {
-    fn when(&self, wants: &[Want], yields: bool, patience: Duration, run: Run) {
+    fn when(&self, wants: &[Want], holds: Holds, patience: Duration, run: Run) {
         let mut state = lock(&self.shared.state);
         state.requests += 1;
         let request = RequestId(state.requests);
         let at = now();
         let deadline = at.saturating_add(u64::try_from(patience.as_micros()).unwrap_or(u64::MAX));
-        let begin = Input::Begin { request, wants: wants.to_vec(), deadline, yields };
+        let begin = Input::Begin { request, wants: wants.to_vec(), deadline, holds };
         let outputs = state.client.step(at, begin);
         if outputs.contains(&Output::Ready { request }) {
             self.shared.obey(&mut state, outputs);
@@ -146,9 +146,9 @@ impl Leases for Holder {
         self.shared.obey(&mut state, outputs);
     }
 
-    fn admit(&self, ino: Ino) -> usize {
+    fn admit(&self, recall: Option<GrantId>, ino: Ino) -> usize {
         let mut state = lock(&self.shared.state);
-        let outputs = state.client.step(now(), Input::Admit { ino });
+        let outputs = state.client.step(now(), Input::Admit { recall, ino });
         let admitted = outputs.iter().filter(|output| matches!(output, Output::Admitted { .. })).count();
         self.shared.obey(&mut state, outputs);
         admitted
@@ -330,7 +330,7 @@ impl Shared {
                 self.step(Input::Flushed { recall });
             }
             Job::Invalidate(recall, ino, lane, span, mode) => {
-                self.cache.invalidate(ino, lane, span, mode);
+                self.cache.invalidate(recall, ino, lane, span, mode);
                 self.step(Input::Invalidated { recall });
             }
             Job::Abandon => {

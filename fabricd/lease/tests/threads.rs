@@ -9,7 +9,9 @@ use std::time::{Duration, Instant};
 
 use kos_core::lease::{Limits, Refusal};
 use kos_lease::{Holder, Keeper, Link, Log, Opened};
-use kos_types::lease::{Cache, Epoch, Held, Lane, Leases, Mode, Span, TREE, ToClient, ToLeader, Want};
+use kos_types::lease::{
+    Cache, Epoch, GrantId, Held, Holds, Lane, Leases, Mode, Span, TREE, ToClient, ToLeader, Want,
+};
 use kos_types::{Ino, Result, SessionId};
 
 /// Shorter than in use, so that a lost session is soon over.
@@ -60,6 +62,8 @@ struct Mount {
     discarded: AtomicU64,
     /// Throwing out waits, as the kernel does for a page that is being read.
     stuck: AtomicBool,
+    /// For what it throws out.
+    recall: Mutex<Option<GrantId>>,
 }
 
 /// What the holder sees of a mount.
@@ -78,6 +82,7 @@ impl Mount {
             session: Mutex::default(),
             discarded: AtomicU64::new(0),
             stuck: AtomicBool::new(false),
+            recall: Mutex::default(),
         });
         let keeper = Arc::clone(keeper);
         thread::spawn(move || {
@@ -117,7 +122,7 @@ impl Mount {
             let result = work(&own);
             done.send(held.end().then_some(result)).expect("somebody waits");
         };
-        self.holder().when(&[Want::attr(ino, mode)], false, PATIENCE, Box::new(run));
+        self.holder().when(&[Want::attr(ino, mode)], Holds::Pages, PATIENCE, Box::new(run));
         result.recv_timeout(2 * PATIENCE).expect("it ends")
     }
 
@@ -197,7 +202,8 @@ impl Cache for Side {
         all.into_iter().filter(|&one| ino == TREE || one == ino).for_each(|ino| self.0.commit(ino));
     }
 
-    fn invalidate(&self, ino: Ino, lane: Lane, span: Span, mode: Mode) {
+    fn invalidate(&self, recall: GrantId, ino: Ino, lane: Lane, span: Span, mode: Mode) {
+        *self.0.recall.lock().expect("recall") = Some(recall);
         while self.0.stuck.load(Ordering::SeqCst) {
             thread::sleep(Duration::from_millis(1));
         }
@@ -336,7 +342,8 @@ fn what_is_let_in_during_a_recall_is_seen_by_who_recalled() {
         }
         let late = scope.spawn(|| mounts[0].under(INO, Mode::Exclusive, add));
         let start = Instant::now();
-        while mounts[0].holder().admit(INO) == 0 {
+        let recall = || *mounts[0].recall.lock().expect("recall");
+        while mounts[0].holder().admit(recall(), INO) == 0 {
             assert!(start.elapsed() < PATIENCE, "there is one to let in");
             thread::sleep(Duration::from_millis(1));
         }

@@ -231,6 +231,18 @@ pub enum ToClient {
     Gone,
 }
 
+/// What a request that waits for its leases has of the kernel's meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Holds {
+    /// Nothing that a recall waits for.
+    Nothing,
+    /// Pages of one lease: the kernel cannot throw them out until there is an answer.
+    Pages,
+    /// Pages of several leases. It rather fails than have a recall wait for it: two mounts, each with a part of what both want,
+    /// would wait for each other.
+    Several,
+}
+
 /// What runs when its leases are here, or when they will not be.
 pub type Run = Box<dyn FnOnce(Result<Box<dyn Held>>) + Send>;
 
@@ -248,12 +260,13 @@ pub trait Held: Send {
 /// The leases of one mount.
 pub trait Leases: Send + Sync {
     /// Run something under leases: at once and in this thread if they are here, else later in another. It
-    /// must not wait for other leases. If it `yields`, it fails where a recall waits for it.
-    fn when(&self, wants: &[Want], yields: bool, patience: Duration, run: Run);
+    /// must not wait for other leases.
+    fn when(&self, wants: &[Want], holds: Holds, patience: Duration, run: Run);
 
-    /// Let what waits for leases of this inode run before these are given back, if they are still held; what yields
-    /// fails where they are not, and after the session's end all of it. Answers how many run.
-    fn admit(&self, ino: Ino) -> usize;
+    /// Let what holds pages of this inode that this recall waits for run before the leases are given back, if all that it
+    /// wants is still here; [`Holds::Several`] fails where it is not. After the session's end all of it fails. Answers how
+    /// many run.
+    fn admit(&self, recall: Option<GrantId>, ino: Ino) -> usize;
 }
 
 /// What a mount keeps in memory. [`TREE`] stands for every inode. No method is called from a thread that serves
@@ -266,8 +279,8 @@ pub trait Cache: Send + Sync {
     fn flush(&self, ino: Ino, lane: Lane, span: Span);
 
     /// Take this out of every cache, the kernel's too, and commit what that brings to light. `mode` is what is
-    /// given back.
-    fn invalidate(&self, ino: Ino, lane: Lane, span: Span, mode: Mode);
+    /// given back, for which recall.
+    fn invalidate(&self, recall: GrantId, ino: Ino, lane: Lane, span: Span, mode: Mode);
 
     /// Discard everything buffered, refusing write-backs, and empty every cache. Answers the inodes that
     /// lost changes.

@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
-use kos_types::lease::{Lane, Leases, Mode, Span, Want};
+use kos_types::lease::{Holds, Lane, Leases, Mode, Span, Want};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
 
 use crate::control;
@@ -148,15 +148,14 @@ impl<F: Fabric> Fs<F> {
     ) where
         F: 'static,
     {
-        self.ask_for(wants, false, None, run);
+        self.ask_for(wants, Holds::Nothing, None, run);
     }
 
-    /// The same for what may bring a range of bytes into the kernel's page cache. What `yields` fails where others wait
-    /// for what it wants.
-    fn ask_for(
+    /// The same for what holds pages meanwhile, and may bring a range of bytes into the kernel's page cache.
+    pub(crate) fn ask_for(
         self: &Arc<Self>,
         mut wants: Vec<Want>,
-        yields: bool,
+        holds: Holds,
         range: Option<Range>,
         run: impl FnOnce(&Arc<Self>, Result<()>) + Send + 'static,
     ) where
@@ -183,7 +182,7 @@ impl<F: Fabric> Fs<F> {
             }
             Err(e) => run(&fs, Err(e)),
         };
-        leases.when(&wants, yields, PATIENCE, Box::new(run));
+        leases.when(&wants, holds, PATIENCE, Box::new(run));
     }
 
     /// The stripes around a range of a file's bytes, or all of it where a part is of no use.
@@ -203,8 +202,12 @@ impl<F: Fabric> Fs<F> {
         let mode = self.held.to_fill(ino);
         let want = self.part(ino, touched.range, mode);
         // The kernel asks for several pages ahead, and for each by itself where that failed.
-        let yields = touched.pages && want.span != Span::ALL && !want.span.is_one_stripe();
-        self.ask_for(vec![want], yields, Some(touched.range), move |fs, leased| {
+        let holds = match want.span {
+            _ if !touched.pages => Holds::Nothing,
+            span if span == Span::ALL || span.is_one_stripe() => Holds::Pages,
+            _ => Holds::Several,
+        };
+        self.ask_for(vec![want], holds, Some(touched.range), move |fs, leased| {
             // Somebody may have opened it meanwhile who can change pages unseen.
             if leased.is_ok() && mode == Mode::Shared && fs.held.is_writable(ino) {
                 return fs.read_under(ino, touched, run);
@@ -242,7 +245,9 @@ impl<F: Fabric> Fs<F> {
             Ok(want) => want,
             Err(e) => return run(self, Err(e)),
         };
-        self.ask_for(vec![want], false, Some(range), move |fs, leased| {
+        // What goes past the page cache holds none.
+        let holds = if self.files.is_cached(ino) { Holds::Pages } else { Holds::Nothing };
+        self.ask_for(vec![want], holds, Some(range), move |fs, leased| {
             match leased.and_then(|()| fs.is_enough(&want, at, len)) {
                 Ok(false) => fs.try_write_under(ino, (at, len), range, tries.saturating_sub(1), run),
                 other => run(fs, other.map(drop)),

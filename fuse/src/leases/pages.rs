@@ -8,13 +8,14 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kos_types::Ino;
+use kos_types::lease::GrantId;
 
 use crate::session::Caches;
 
 /// Throwing out takes some microseconds a page, unless it waits for a request.
 pub(super) const STUCK: Duration = Duration::from_millis(5);
-/// More ranges than this are the whole file.
-const RANGES_MAX: usize = 64;
+/// More ranges than this are the whole file: as many as requests can wait, so that each round is smaller than the one before.
+const RANGES_MAX: usize = 1024;
 /// Looks at nothing at all.
 const IDLE: Duration = Duration::from_secs(1);
 
@@ -35,6 +36,8 @@ fn add(ranges: &mut Vec<Range>, range: Option<Range>) {
 
 #[derive(Debug)]
 struct Round {
+    /// For which recall; none at the session's end.
+    recall: Option<GrantId>,
     /// When the kernel was asked, while it works.
     since: Option<Instant>,
     /// Requests are being let in: how many is not known yet.
@@ -81,8 +84,13 @@ impl Pages {
     }
 
     /// Throw out all pages of a range of a file, also those that come while that goes on.
-    pub(super) fn drop_all(&self, kernel: &dyn Caches, ino: Ino, range: Range) -> io::Result<()> {
-        self.claim(ino);
+    pub(super) fn drop_all(
+        &self,
+        kernel: &dyn Caches,
+        recall: Option<GrantId>,
+        (ino, range): (Ino, Range),
+    ) -> io::Result<()> {
+        self.claim(recall, ino);
         let mut ranges = vec![range];
         let result = loop {
             let dropped = ranges.iter().try_for_each(|&(off, len)| {
@@ -100,12 +108,13 @@ impl Pages {
     }
 
     /// One at a time for each inode.
-    fn claim(&self, ino: Ino) {
+    fn claim(&self, recall: Option<GrantId>, ino: Ino) {
         let mut state = self.state();
         while state.rounds.contains_key(&ino) {
             state = self.wait(state, IDLE);
         }
-        state.rounds.insert(ino, Round { since: None, admitting: false, running: 0, ranges: Vec::new() });
+        let round = Round { recall, since: None, admitting: false, running: 0, ranges: Vec::new() };
+        state.rounds.insert(ino, round);
     }
 
     fn begin(&self, ino: Ino) {
@@ -192,7 +201,7 @@ impl Pages {
     }
 
     /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.
-    pub(super) fn watch(&self, admit: impl Fn(Ino) -> usize) {
+    pub(super) fn watch(&self, admit: impl Fn(Option<GrantId>, Ino) -> usize) {
         let mut state = self.state();
         while !state.stopping {
             let stuck = |round: &Round| round.since.is_some_and(|since| since.elapsed() >= STUCK);
@@ -204,8 +213,9 @@ impl Pages {
             };
             round.admitting = true;
             round.since = Some(Instant::now());
+            let recall = round.recall;
             drop(state);
-            let admitted = admit(ino);
+            let admitted = admit(recall, ino);
             state = self.state();
             if let Some(round) = state.rounds.get_mut(&ino) {
                 round.admitting = false;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use kos_types::lease::{Cache, Lane, Leases, Mode, Span, TREE};
+use kos_types::lease::{Cache, GrantId, Lane, Leases, Mode, Span, TREE};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
 
 use super::pages::Pages;
@@ -45,9 +45,9 @@ impl<F: Fabric> Returns<F> {
         }
     }
 
-    fn drop_pages(&self, ino: Ino, span: Span) {
+    fn drop_pages(&self, recall: Option<GrantId>, ino: Ino, span: Span) {
         let range = if span.end == u64::MAX { (span.start, 0) } else { (span.start, span.end - span.start) };
-        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, ino, range) {
+        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, recall, (ino, range)) {
             kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
         }
     }
@@ -68,7 +68,7 @@ impl<F: Fabric> Cache for Returns<F> {
         self.files(ino).into_iter().for_each(|ino| self.flush_file(ino));
     }
 
-    fn invalidate(&self, ino: Ino, lane: Lane, span: Span, mode: Mode) {
+    fn invalidate(&self, recall: GrantId, ino: Ino, lane: Lane, span: Span, mode: Mode) {
         if lane == Lane::Names && ino != TREE {
             return self.fs.held.kept.forget(ino);
         }
@@ -85,7 +85,7 @@ impl<F: Fabric> Cache for Returns<F> {
                 }
                 continue;
             }
-            self.drop_pages(ino, span);
+            self.drop_pages(Some(recall), ino, span);
             if mode == Mode::Exclusive {
                 self.flush_file(ino);
             }
@@ -97,7 +97,7 @@ impl<F: Fabric> Cache for Returns<F> {
         self.fs.held.kept.forget_all();
         for ino in self.fs.files.open_files() {
             self.fs.files.forget_size(ino);
-            self.drop_pages(ino, Span::ALL);
+            self.drop_pages(None, ino, Span::ALL);
         }
         let why = Error::new(Kind::Io, "the session was lost, and with it what was not flushed");
         let discarded = self.fs.files.discard_all(&why);
@@ -149,7 +149,7 @@ impl Watch {
         let pages = Arc::clone(&fs.held.pages);
         let mut watch = Self { pages: Arc::clone(&pages), threads: Vec::new() };
         let own = Arc::clone(&pages);
-        watch.spawn("lease-watch", move || own.watch(|ino| leases.admit(ino)))?;
+        watch.spawn("lease-watch", move || own.watch(|recall, ino| leases.admit(recall, ino)))?;
         let (fs, mut seen) = (Arc::clone(fs), Seen::new());
         watch.spawn("pages", move || pages.tell_for_others(&*kernel, || fs.refresh(&*kernel, &mut seen)))?;
         Ok(watch)

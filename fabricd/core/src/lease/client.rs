@@ -8,7 +8,9 @@ use kos_types::{Ino, SessionId};
 
 use super::pieces::{Piece, Pieces};
 use super::recall::Recall;
-use super::{Commit, Epoch, GrantId, Lane, Limits, Mode, RequestId, Span, TREE, ToClient, ToLeader, Want};
+use super::{
+    Commit, Epoch, GrantId, Holds, Lane, Limits, Mode, RequestId, Span, TREE, ToClient, ToLeader, Want,
+};
 
 /// An open file of the mount.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -50,8 +52,8 @@ pub enum Input {
         wants: Vec<Want>,
         /// When it fails.
         deadline: u64,
-        /// It fails rather than hold up a recall of something else that it wants.
-        yields: bool,
+        /// What a recall may wait for until it has run.
+        holds: Holds,
     },
     /// A request that ran is done: what it changed is buffered or committed, and the kernel has its
     /// reply. A running request must never wait for another lease.
@@ -75,12 +77,14 @@ pub enum Input {
         /// Inodes that lost buffered changes.
         discarded: Vec<Ino>,
     },
-    /// A recall waits for requests that are parked because of it, as the kernel does that cannot throw out a
-    /// page which is being read. Those whose leases are still held run now; what they bring into a cache goes
-    /// before the recall is done. Those that yield and want more than is held fail: two mounts, each with a part of what
-    /// both want, would wait for each other. Once the session is lost, all fail.
+    /// A recall waits for pages of requests that are parked because of it. Those whose leases are still here run now; what they
+    /// bring into a cache goes before the recall is done. What is under another recall is not here: that may be past throwing
+    /// out. [`Holds::Several`] fails where not all is here. Requests without pages stay where they are: programs begin
+    /// others for ever, and the recall would never be done. Once the session is lost, all that have pages fail.
     Admit {
-        /// Of which inode.
+        /// Which recall; none at the session's end.
+        recall: Option<GrantId>,
+        /// Pages of which inode.
         ino: Ino,
     },
     /// Nobody leads at this time of the own clock: a leader that comes grants nothing for the time of a
@@ -186,7 +190,7 @@ pub(super) struct Running {
 pub(super) struct Parked {
     wants: Vec<Want>,
     deadline: u64,
-    yields: bool,
+    holds: Holds,
     /// When it fails if there is no connection until then.
     away: Option<u64>,
 }
@@ -283,14 +287,14 @@ impl Client {
                     self.message(message);
                 }
             }
-            Input::Begin { request, wants, deadline, yields } => {
-                self.begin(now, request, wants, (deadline, yields));
+            Input::Begin { request, wants, deadline, holds } => {
+                self.begin(now, request, wants, (deadline, holds));
             }
             Input::End { request } => self.end(request),
             Input::Flushed { recall } => self.flushed(recall),
             Input::Invalidated { recall } => self.invalidated(recall),
             Input::Abandoned { discarded } => self.abandoned(&discarded),
-            Input::Admit { ino } => self.admit(ino),
+            Input::Admit { recall, ino } => self.admit(recall, ino),
             Input::Leaderless { at } => {
                 if let Some(session) = self.session.as_mut().filter(|_| !self.connected) {
                     session.renewed = session.renewed.max(at);
@@ -449,7 +453,7 @@ impl Client {
         }
     }
 
-    fn begin(&mut self, now: u64, request: RequestId, wants: Vec<Want>, (deadline, yields): (u64, bool)) {
+    fn begin(&mut self, now: u64, request: RequestId, wants: Vec<Want>, (deadline, holds): (u64, Holds)) {
         if self.phase == Phase::Live && wants.iter().all(|want| self.covers(want)) {
             return self.run(request, wants);
         }
@@ -457,7 +461,7 @@ impl Client {
             return self.out.push(Output::Busy { request });
         }
         let away = (!self.connected).then(|| now + self.limits.away);
-        self.parked.insert(request, Parked { wants, deadline, yields, away });
+        self.parked.insert(request, Parked { wants, deadline, holds, away });
         self.ask(request);
     }
 
@@ -466,18 +470,23 @@ impl Client {
         self.out.push(Output::Ready { request });
     }
 
-    fn admit(&mut self, ino: Ino) {
+    fn admit(&mut self, recall: Option<GrantId>, ino: Ino) {
         let live = self.phase == Phase::Live;
-        let has =
-            |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, |_| true));
-        let held = |want: &Want| has(want.ino, want) || has(TREE, &Want::TREE);
-        let of = |parked: &Parked| parked.wants.iter().any(|want| want.ino == ino);
-        let runs = |parked: &Parked| parked.wants.iter().all(held);
-        let waited_for = |want: &Want| self.recalls.values().any(|recall| recall.is_of(want));
-        let fails = |parked: &Parked| !live || parked.yields && parked.wants.iter().any(waited_for);
-        let those = self.parked.iter().filter(|(_, parked)| of(parked) && (runs(parked) || fails(parked)));
-        let those = those.map(|(&request, parked)| (request, runs(parked)));
-        for (request, runs) in those.collect::<Vec<_>>() {
+        let free = |p: &Piece| p.recall.is_none() || p.recall == recall;
+        let has = |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, free));
+        let here = |want: &Want| has(want.ino, want) || has(TREE, &Want::TREE);
+        let of = recall.and_then(|id| self.recalls.get(&id));
+        let waited_for =
+            |want: &Want| want.ino == ino && (!live || of.is_some_and(|recall| recall.is_of(want)));
+        let mut those = Vec::new();
+        for (&request, parked) in self.parked.iter().filter(|(_, parked)| parked.holds != Holds::Nothing) {
+            let runs = live && parked.wants.iter().all(here);
+            let ends = runs || !live || parked.holds == Holds::Several;
+            if ends && parked.wants.iter().any(waited_for) {
+                those.push((request, runs));
+            }
+        }
+        for (request, runs) in those {
             let Some(parked) = self.parked.remove(&request) else { continue };
             if !live {
                 self.out.push(Output::TimedOut { request });

@@ -13,7 +13,9 @@ mod queue;
 mod recall;
 mod table;
 
-pub use kos_types::lease::{Epoch, GrantId, Lane, Mode, RequestId, Span, TREE, ToClient, ToLeader, Want};
+pub use kos_types::lease::{
+    Epoch, GrantId, Holds, Lane, Mode, RequestId, Span, TREE, ToClient, ToLeader, Want,
+};
 
 pub use client::{Client, FileId, Input, Output};
 pub use locks::{Answer, Lock, LockKind, Locks, Owner, Waiter};

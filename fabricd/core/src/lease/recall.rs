@@ -4,6 +4,7 @@
 use kos_types::Ino;
 
 use super::client::{Client, Output};
+use super::pieces::Piece;
 use super::{GrantId, Lane, Mode, Span, TREE, ToLeader, Want};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,16 +53,23 @@ impl Client {
         }
     }
 
-    /// Go on if no request runs any more under what is recalled.
+    /// Go on if no request runs any more under what is recalled, and nothing of it goes with an earlier recall, which was taken
+    /// for more than it was.
     fn advance(&mut self, id: GrantId) {
-        let Some(recall) = self.recalls.get_mut(&id) else { return };
+        let draining = |recall: &&mut Recall| recall.stage == Stage::Draining;
+        let Some(recall) = self.recalls.get_mut(&id).filter(draining) else { return };
         let (ino, lane, span) = (recall.ino, recall.lane, recall.span);
         let under = |want: &Want| recall.is_of(want);
         if self.running.values().any(|running| running.wants.iter().any(under)) {
             return;
         }
-        let pieces = self.held.get(&ino).into_iter().flat_map(|pieces| pieces.iter());
-        let Some(mode) = pieces.filter(|p| p.recall == Some(id)).map(|p| p.mode).max() else {
+        let pieces = || self.held.get(&ino).into_iter().flat_map(|pieces| pieces.iter());
+        let before =
+            |p: &Piece| p.lane == lane && p.span.overlaps(span) && p.recall.is_some_and(|of| of < id);
+        if pieces().any(before) {
+            return;
+        }
+        let Some(mode) = pieces().filter(|p| p.recall == Some(id)).map(|p| p.mode).max() else {
             // Given back already, or never received.
             return self.acknowledge(id);
         };
@@ -98,5 +106,6 @@ impl Client {
             }
         }
         self.send(ToLeader::Ack { recall: id, seq: self.seq });
+        self.advance_all();
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use kos_core::lease::{Client, Commit, Epoch, GrantId, Lane, Limits, RequestId, Span, TREE, Want};
+use kos_core::lease::{Client, Commit, Epoch, GrantId, Holds, Lane, Limits, RequestId, Span, TREE, Want};
 use kos_types::{Ino, SessionId};
 
 use super::log::{Cell, want};
@@ -39,9 +39,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// What may fail without a fault: each cell is asked for by itself then.
-    pub(super) fn yields(&self) -> bool {
-        matches!(self, Self::Fill(cells) if cells.len() > 1)
+    /// What holds several may fail without a fault: each cell is asked for by itself then.
+    pub(super) fn holds(&self) -> Holds {
+        match self {
+            Self::Fill(cells) if cells.len() > 1 => Holds::Several,
+            Self::Fill(_) => Holds::Pages,
+            Self::Read(_) | Self::Write(_) => Holds::Nothing,
+        }
     }
 }
 

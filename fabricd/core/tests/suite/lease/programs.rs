@@ -1,6 +1,8 @@
 //! What the mounts and their programs do in the simulation, and what they check.
 
-use kos_core::lease::{Epoch, Input, Lane, Mode, Output, Refusal, RequestId, TREE, ToClient, ToLeader};
+use kos_core::lease::{
+    Epoch, Holds, Input, Lane, Mode, Output, Refusal, RequestId, TREE, ToClient, ToLeader,
+};
 use kos_types::Ino;
 
 use super::log::{Cell, want};
@@ -70,7 +72,9 @@ impl World {
                 if self.mounts[c].is_stuck(ino, lane, span) {
                     self.at(self.now + STUCK, Event::Invalidated(c, recall, (ino, lane, span)));
                     let all = if ino == TREE { vec![Ino(10), Ino(11)] } else { vec![ino] };
-                    return all.into_iter().for_each(|ino| self.call(c, Input::Admit { ino }));
+                    return all
+                        .into_iter()
+                        .for_each(|ino| self.call(c, Input::Admit { recall: Some(recall), ino }));
                 }
                 // What was let in may have left something.
                 let dirty = self.mounts[c].dirty_in(ino, lane, span);
@@ -82,8 +86,9 @@ impl World {
                 if self.bug != Some(Bug::NotInvalidated) {
                     self.mounts[c].invalidate(ino, lane, span);
                 }
-                self.call(c, Input::Invalidated { recall });
+                self.after(1..2 * MS, Event::Gone(c, recall));
             }
+            Event::Gone(c, recall) => self.call(c, Input::Invalidated { recall }),
             Event::Abandoned(c, discarded) => self.call(c, Input::Abandoned { discarded }),
             Event::Connect(c) => {
                 if self.mounts[c].connection.is_none() {
@@ -273,7 +278,7 @@ impl World {
         let Some(op) = self.mounts[c].ops.remove(&request) else { return };
         self.stats.failed += 1;
         if let Kind::Fill(cells) = &op.kind
-            && op.kind.yields()
+            && op.kind.holds() == Holds::Several
         {
             self.stats.yielded += 1;
             return self.begin(c, op.task, Kind::Fill(vec![cells[0]]), None, None);
@@ -319,9 +324,12 @@ impl World {
         let request = mount.next_request();
         let wants = Mount::wants(&kind);
         let deadline = mount.clock.at(self.now) + DEADLINE;
-        let yields = kind.yields() && self.bug != Some(Bug::NeverYields);
+        let holds_pages = match kind.holds() {
+            Holds::Several if self.bug == Some(Bug::NeverYields) => Holds::Pages,
+            holds => holds,
+        };
         mount.ops.insert(request, Op { kind, then, task, began: self.now, holds, admitted: None });
-        self.call(c, Input::Begin { request, wants, deadline, yields });
+        self.call(c, Input::Begin { request, wants, deadline, holds: holds_pages });
     }
 
     /// Commit what is dirty of a cell, unless a commit of it is on its way.

@@ -1,8 +1,8 @@
 //! Single rules of the leases, told step by step.
 
 use kos_core::lease::{
-    Action, Client, Commit, Epoch, Event, FileId, GrantId, Input, Limits, Mode, Output, Refusal, RequestId,
-    Table, ToClient, ToLeader, Want,
+    Action, Client, Commit, Epoch, Event, FileId, GrantId, Holds, Input, Limits, Mode, Output, Refusal,
+    RequestId, Span, Table, ToClient, ToLeader, Want,
 };
 use kos_types::limits::STRIPE_BYTES_MAX;
 use kos_types::{Ino, SessionId};
@@ -227,7 +227,7 @@ fn a_lost_session_is_abandoned_before_the_next_and_each_file_hears_of_it_once() 
         request: RequestId(n),
         wants: vec![Want::attr(Ino(0), Mode::Exclusive)],
         deadline: u64::MAX,
-        yields: false,
+        holds: Holds::Nothing,
     };
     assert_eq!(client.step(20, begin(1)).len(), 1);
     let ready = client.step(30, Input::Message { epoch: Epoch(1), message: granted });
@@ -272,12 +272,12 @@ fn tell(client: &mut Client, message: ToClient) -> Vec<Output> {
 }
 
 fn begin(client: &mut Client, request: u64, wants: &[Want]) -> Vec<Output> {
-    begin_that(client, request, wants, false)
+    begin_that(client, request, wants, Holds::Pages)
 }
 
-fn begin_that(client: &mut Client, request: u64, wants: &[Want], yields: bool) -> Vec<Output> {
+fn begin_that(client: &mut Client, request: u64, wants: &[Want], holds: Holds) -> Vec<Output> {
     let (request, wants) = (RequestId(request), wants.to_vec());
-    client.step(2, Input::Begin { request, wants, deadline: u64::MAX, yields })
+    client.step(2, Input::Begin { request, wants, deadline: u64::MAX, holds })
 }
 
 #[test]
@@ -296,10 +296,10 @@ fn what_waits_for_a_recall_is_let_in_if_its_leases_are_held_still() {
     }
     // One needs what was never held, one is of another inode.
     let (epoch, request) = (Epoch(1), RequestId(2));
-    let let_in = client.step(2, Input::Admit { ino: FILE });
+    let let_in = client.step(2, Input::Admit { recall: Some(recall), ino: FILE });
     let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
     assert_eq!(let_in, [cancel, Output::Admitted { request, ino: FILE }]);
-    assert!(client.step(2, Input::Admit { ino: FILE }).is_empty(), "once");
+    assert!(client.step(2, Input::Admit { recall: Some(recall), ino: FILE }).is_empty(), "once");
     assert!(client.commit(2, want).is_some(), "what it changes is committed under the lease");
     // Others go on.
     let both = GrantId { term: 1, counter: 3 };
@@ -337,13 +337,68 @@ fn what_yields_and_wants_more_than_is_held_fails_for_a_recall() {
         tell(&mut client, ToClient::Recall { id, ino, lane, span })[..],
         [Output::Flush { .. }]
     ));
-    begin_that(&mut client, 2, &parts, true);
-    begin_that(&mut client, 3, &parts, false);
+    begin_that(&mut client, 2, &parts, Holds::Several);
+    begin_that(&mut client, 3, &parts, Holds::Pages);
     // Nobody waits for what does not touch the part.
-    begin_that(&mut client, 4, &parts[1..], true);
+    begin_that(&mut client, 4, &parts[1..], Holds::Several);
     let (epoch, request) = (Epoch(1), RequestId(2));
     let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
-    assert_eq!(client.step(2, Input::Admit { ino }), [cancel, Output::Busy { request }]);
+    assert_eq!(client.step(2, Input::Admit { recall: Some(id), ino }), [cancel, Output::Busy { request }]);
+}
+
+#[test]
+fn what_has_no_pages_waits_until_a_recall_is_done() {
+    let want = Want::data(FILE, 0, 1, Mode::Exclusive);
+    let mut client = holding(&[want]);
+    let recall = GrantId { term: 1, counter: 2 };
+    tell(&mut client, ToClient::Recall { id: recall, ino: FILE, lane: want.lane, span: want.span });
+    begin_that(&mut client, 2, &[want], Holds::Nothing);
+    assert!(client.step(2, Input::Admit { recall: Some(recall), ino: FILE }).is_empty());
+    assert!(matches!(client.step(2, Input::Flushed { recall })[..], [Output::Invalidate { .. }]));
+    assert!(matches!(client.step(2, Input::Invalidated { recall })[..], [Output::Send { .. }]));
+    let (id, request) = (GrantId { term: 1, counter: 3 }, RequestId(2));
+    let granted = tell(&mut client, ToClient::Granted { request, id, grants: vec![want] });
+    assert_eq!(granted, [Output::Ready { request }]);
+}
+
+/// Two parts of a file, each under a recall of its own.
+fn two_recalls() -> (Client, [Want; 2], [GrantId; 2]) {
+    let parts = [0, 1].map(|nth| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, Mode::Exclusive));
+    let mut client = holding(&parts);
+    let ids = [2, 3].map(|counter| GrantId { term: 1, counter });
+    for (want, id) in parts.iter().zip(ids) {
+        tell(&mut client, ToClient::Recall { id, ino: FILE, lane: want.lane, span: want.span });
+        assert!(matches!(client.step(2, Input::Flushed { recall: id })[..], [Output::Invalidate { .. }]));
+    }
+    (client, parts, ids)
+}
+
+#[test]
+fn what_another_recall_may_have_thrown_out_is_not_brought_in_again() {
+    let (mut client, parts, ids) = two_recalls();
+    begin(&mut client, 2, &parts[..1]);
+    begin_that(&mut client, 3, &parts, Holds::Several);
+    begin(&mut client, 4, &parts[1..]);
+    let (epoch, both, second) = (Epoch(1), RequestId(3), RequestId(4));
+    let cancel = |request| Output::Send { epoch, message: ToLeader::Cancel { request } };
+    let let_in = client.step(2, Input::Admit { recall: Some(ids[1]), ino: FILE });
+    let busy = Output::Busy { request: both };
+    let runs = Output::Admitted { request: second, ino: FILE };
+    assert_eq!(let_in, [cancel(both), busy, cancel(second), runs]);
+}
+
+#[test]
+fn what_went_with_an_earlier_recall_is_given_back_after_it() {
+    let parts = [0, 1].map(|nth| Want::data(FILE, nth * STRIPE_BYTES_MAX as u64, 1, Mode::Exclusive));
+    let mut client = holding(&parts);
+    let [first, second] = [2, 3].map(|counter| GrantId { term: 1, counter });
+    let recall = |id, span| ToClient::Recall { id, ino: FILE, lane: parts[0].lane, span };
+    // The mount takes it for all of the file, which is undivided there; the leader knows nothing of that.
+    assert!(matches!(tell(&mut client, recall(first, Span::ALL))[..], [Output::Flush { .. }]));
+    assert!(tell(&mut client, recall(second, parts[1].span)).is_empty(), "it is still in the caches");
+    assert!(matches!(client.step(2, Input::Flushed { recall: first })[..], [Output::Invalidate { .. }]));
+    let ack = |recall| Output::Send { epoch: Epoch(1), message: ToLeader::Ack { recall, seq: 0 } };
+    assert_eq!(client.step(2, Input::Invalidated { recall: first }), [ack(first), ack(second)]);
 }
 
 #[test]
@@ -358,7 +413,7 @@ fn a_recall_waits_for_what_was_let_in_before_it() {
     };
     assert!(matches!(tell(&mut client, recall(0))[..], [Output::Flush { .. }]));
     begin(&mut client, 2, &halves);
-    assert_eq!(client.step(2, Input::Admit { ino: FILE }).len(), 2);
+    assert_eq!(client.step(2, Input::Admit { recall: Some(ids[0]), ino: FILE }).len(), 2);
     // It began after the grants that are recalled, and may touch them all the same.
     assert!(tell(&mut client, recall(1)).is_empty());
     let ended = client.step(2, Input::End { request: RequestId(2) });
@@ -372,7 +427,7 @@ fn what_waits_when_the_session_is_lost_fails_if_the_kernel_waits_for_it() {
     begin(&mut client, 2, &[want]);
     begin(&mut client, 3, &[Want::attr(Ino(10), Mode::Shared)]);
     assert_eq!(tell(&mut client, ToClient::Gone), [Output::Abandon]);
-    let refused = client.step(2, Input::Admit { ino: FILE });
+    let refused = client.step(2, Input::Admit { recall: None, ino: FILE });
     assert_eq!(refused, [Output::TimedOut { request: RequestId(2) }], "and only that");
 }
 

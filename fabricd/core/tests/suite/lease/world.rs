@@ -83,6 +83,8 @@ pub(super) enum Event {
     Think(usize, u64),
     Flush(usize),
     Invalidated(usize, GrantId, (Ino, Lane, Span)),
+    /// What was thrown out is out, and the mount comes to say so.
+    Gone(usize, GrantId),
     Abandoned(usize, Vec<Ino>),
     Break(usize),
     /// Nothing that a mount sends arrives any more, until its connection breaks.
@@ -299,6 +301,7 @@ impl World {
             | Event::Think(c, ..)
             | Event::Flush(c)
             | Event::Invalidated(c, ..)
+            | Event::Gone(c, ..)
             | Event::Abandoned(c, ..)
             | Event::Connect(c) => {
                 if self.mounts[c].stopped {
