@@ -146,9 +146,9 @@ impl Leases for Holder {
         self.shared.obey(&mut state, outputs);
     }
 
-    fn admit(&self, recall: Option<GrantId>, ino: Ino) -> usize {
+    fn admit(&self, recall: Option<GrantId>, ino: Ino, span: Span) -> usize {
         let mut state = lock(&self.shared.state);
-        let outputs = state.client.step(now(), Input::Admit { recall, ino });
+        let outputs = state.client.step(now(), Input::Admit { recall, ino, span });
         let admitted = outputs.iter().filter(|output| matches!(output, Output::Admitted { .. })).count();
         self.shared.obey(&mut state, outputs);
         admitted

@@ -122,7 +122,7 @@ impl Mount {
             let result = work(&own);
             done.send(held.end().then_some(result)).expect("somebody waits");
         };
-        self.holder().when(&[Want::attr(ino, mode)], Holds::Pages, PATIENCE, Box::new(run));
+        self.holder().when(&[Want::attr(ino, mode)], Holds::Pages(Span::ALL), PATIENCE, Box::new(run));
         result.recv_timeout(2 * PATIENCE).expect("it ends")
     }
 
@@ -343,7 +343,7 @@ fn what_is_let_in_during_a_recall_is_seen_by_who_recalled() {
         let late = scope.spawn(|| mounts[0].under(INO, Mode::Exclusive, add));
         let start = Instant::now();
         let recall = || *mounts[0].recall.lock().expect("recall");
-        while mounts[0].holder().admit(recall(), INO) == 0 {
+        while mounts[0].holder().admit(recall(), INO, Span::ALL) == 0 {
             assert!(start.elapsed() < PATIENCE, "there is one to let in");
             thread::sleep(Duration::from_millis(1));
         }

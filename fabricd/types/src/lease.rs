@@ -236,11 +236,19 @@ pub enum ToClient {
 pub enum Holds {
     /// Nothing that a recall waits for.
     Nothing,
-    /// Pages of one lease: the kernel cannot throw them out until there is an answer.
-    Pages,
+    /// The pages of these bytes, all of one lease: the kernel cannot throw them out until there is an answer.
+    Pages(Span),
     /// Pages of several leases. It rather fails than have a recall wait for it: two mounts, each with a part of what both want,
     /// would wait for each other.
-    Several,
+    Several(Span),
+}
+
+impl Holds {
+    /// Whether it has pages of these bytes.
+    #[must_use]
+    pub const fn has(self, span: Span) -> bool {
+        matches!(self, Self::Pages(own) | Self::Several(own) if own.overlaps(span))
+    }
 }
 
 /// What runs when its leases are here, or when they will not be.
@@ -263,10 +271,10 @@ pub trait Leases: Send + Sync {
     /// must not wait for other leases.
     fn when(&self, wants: &[Want], holds: Holds, patience: Duration, run: Run);
 
-    /// Let what holds pages of this inode that this recall waits for run before the leases are given back, if all that it
+    /// Let what holds pages of these bytes, which this recall waits for, run before the leases are given back, if all that it
     /// wants is still here; [`Holds::Several`] fails where it is not. After the session's end all of it fails. Answers how
     /// many run.
-    fn admit(&self, recall: Option<GrantId>, ino: Ino) -> usize;
+    fn admit(&self, recall: Option<GrantId>, ino: Ino, span: Span) -> usize;
 }
 
 /// What a mount keeps in memory. [`TREE`] stands for every inode. No method is called from a thread that serves

@@ -21,7 +21,7 @@ use crate::jobs;
 pub(crate) use gate::Alone;
 use gate::Gate;
 pub(crate) use names::{Found, Kept};
-use pages::{Pages, Then};
+use pages::{Pages, Then, bytes};
 pub(crate) use pages::{Range, Tell};
 pub(crate) use returns::{Noted, Returns, Watch};
 
@@ -204,8 +204,8 @@ impl<F: Fabric> Fs<F> {
         // The kernel asks for several pages ahead, and for each by itself where that failed.
         let holds = match want.span {
             _ if !touched.pages => Holds::Nothing,
-            span if span == Span::ALL || span.is_one_stripe() => Holds::Pages,
-            _ => Holds::Several,
+            span if span == Span::ALL || span.is_one_stripe() => Holds::Pages(bytes(touched.range)),
+            _ => Holds::Several(bytes(touched.range)),
         };
         self.ask_for(vec![want], holds, Some(touched.range), move |fs, leased| {
             // Somebody may have opened it meanwhile who can change pages unseen.
@@ -246,7 +246,7 @@ impl<F: Fabric> Fs<F> {
             Err(e) => return run(self, Err(e)),
         };
         // What goes past the page cache holds none.
-        let holds = if self.files.is_cached(ino) { Holds::Pages } else { Holds::Nothing };
+        let holds = if self.files.is_cached(ino) { Holds::Pages(bytes(range)) } else { Holds::Nothing };
         self.ask_for(vec![want], holds, Some(range), move |fs, leased| {
             match leased.and_then(|()| fs.is_enough(&want, at, len)) {
                 Ok(false) => fs.try_write_under(ino, (at, len), range, tries.saturating_sub(1), run),

@@ -8,7 +8,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use kos_types::Ino;
-use kos_types::lease::GrantId;
+use kos_types::lease::{GrantId, Span};
 
 use crate::session::Caches;
 
@@ -23,6 +23,38 @@ const IDLE: Duration = Duration::from_secs(1);
 pub(crate) type Range = (u64, u64);
 const WHOLE: Range = (0, 0);
 
+/// What the kernel is told at once to throw out of what was let in. Programs ask for the first page again while the kernel writes
+/// the last one back, and may be let in again, but not for the last one: so each round is about less.
+const PIECE: u64 = 64 << 10;
+
+/// The bytes of a range.
+pub(super) const fn bytes((off, len): Range) -> Span {
+    Span { start: off, end: if len == 0 { u64::MAX } else { off.saturating_add(len) } }
+}
+
+const fn range(span: Span) -> Range {
+    (span.start, if span.end == u64::MAX { 0 } else { span.end - span.start })
+}
+
+/// What of these ranges lies within `all`, in pieces, each byte once.
+fn pieces(mut ranges: Vec<Range>, all: Span) -> impl Iterator<Item = Range> {
+    ranges.sort_unstable();
+    let mut next = all.start;
+    ranges.into_iter().flat_map(move |touched| {
+        let span = bytes(touched).and(all);
+        let start = span.start.max(next);
+        next = next.max(span.end);
+        // What has no end is thrown out at once.
+        let step = if span.end == u64::MAX { u64::MAX } else { PIECE };
+        let mut left = Span { start, end: span.end };
+        std::iter::from_fn(move || {
+            let piece = Span { start: left.start, end: left.start.saturating_add(step).min(left.end) };
+            left.start = piece.end;
+            (piece.start < piece.end).then(|| range(piece))
+        })
+    })
+}
+
 /// Something that waits for what the kernel is told.
 pub(super) type Then = Box<dyn FnOnce() + Send>;
 
@@ -34,12 +66,16 @@ fn add(ranges: &mut Vec<Range>, range: Option<Range>) {
     ranges.extend(range);
 }
 
+fn wait_for<'a>(wake: &Condvar, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
+    wake.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
+}
+
 #[derive(Debug)]
 struct Round {
     /// For which recall; none at the session's end.
     recall: Option<GrantId>,
-    /// When the kernel was asked, while it works.
-    since: Option<Instant>,
+    /// When the kernel was asked to throw out what, while it works.
+    since: Option<(Instant, Span)>,
     /// Requests are being let in: how many is not known yet.
     admitting: bool,
     /// Those let in and not ended; below zero when they end before they are counted.
@@ -72,6 +108,8 @@ struct State {
 pub(crate) struct Pages {
     state: Mutex<State>,
     changed: Condvar,
+    /// The kernel throws something out, and did not before.
+    begun: Condvar,
 }
 
 impl Pages {
@@ -80,7 +118,7 @@ impl Pages {
     }
 
     fn wait<'a>(&self, state: MutexGuard<'a, State>, time: Duration) -> MutexGuard<'a, State> {
-        self.changed.wait_timeout(state, time).unwrap_or_else(PoisonError::into_inner).0
+        wait_for(&self.changed, state, time)
     }
 
     /// Throw out all pages of a range of a file, also those that come while that goes on.
@@ -91,17 +129,19 @@ impl Pages {
         (ino, range): (Ino, Range),
     ) -> io::Result<()> {
         self.claim(recall, ino);
-        let mut ranges = vec![range];
-        let result = loop {
-            let dropped = ranges.iter().try_for_each(|&(off, len)| {
-                self.begin(ino);
-                kernel.drop_range(ino, off, len)
-            });
-            ranges = self.end(ino);
-            if dropped.is_err() || ranges.is_empty() {
-                break dropped;
-            }
+        let throw_out = |(off, len)| {
+            self.begin(ino, bytes((off, len)));
+            kernel.drop_range(ino, off, len)
         };
+        let mut result = throw_out(range);
+        // Pages outside of the range are there under leases that nobody waits for here.
+        loop {
+            let touched = self.end(ino);
+            if result.is_err() || touched.is_empty() {
+                break;
+            }
+            result = pieces(touched, bytes(range)).try_for_each(&throw_out);
+        }
         self.state().rounds.remove(&ino);
         self.changed.notify_all();
         result
@@ -117,11 +157,16 @@ impl Pages {
         state.rounds.insert(ino, round);
     }
 
-    fn begin(&self, ino: Ino) {
-        if let Some(round) = self.state().rounds.get_mut(&ino) {
-            round.since = Some(Instant::now());
+    fn begin(&self, ino: Ino, span: Span) {
+        let mut state = self.state();
+        let is_first = state.rounds.values().all(|round| round.since.is_none());
+        if let Some(round) = state.rounds.get_mut(&ino) {
+            round.since = Some((Instant::now(), span));
         }
-        self.changed.notify_all();
+        // Otherwise it looks at them anyway.
+        if is_first {
+            self.begun.notify_all();
+        }
     }
 
     /// Wait for those let in, and answer what they touched.
@@ -201,21 +246,21 @@ impl Pages {
     }
 
     /// Let requests in where the kernel waits, until [`Self::stop`]. `admit` answers how many.
-    pub(super) fn watch(&self, admit: impl Fn(Option<GrantId>, Ino) -> usize) {
+    pub(super) fn watch(&self, admit: impl Fn(Option<GrantId>, Ino, Span) -> usize) {
         let mut state = self.state();
         while !state.stopping {
-            let stuck = |round: &Round| round.since.is_some_and(|since| since.elapsed() >= STUCK);
-            let found = state.rounds.iter_mut().find(|(_, round)| stuck(round));
-            let Some((&ino, round)) = found else {
+            let stuck = |round: &Round| round.since.filter(|(since, _)| since.elapsed() >= STUCK);
+            let found = state.rounds.iter_mut().find_map(|(&ino, round)| Some((ino, stuck(round)?.1, round)));
+            let Some((ino, span, round)) = found else {
                 let busy = state.rounds.values().any(|round| round.since.is_some());
-                state = self.wait(state, if busy { STUCK } else { IDLE });
+                state = wait_for(&self.begun, state, if busy { STUCK } else { IDLE });
                 continue;
             };
             round.admitting = true;
-            round.since = Some(Instant::now());
+            round.since = Some((Instant::now(), span));
             let recall = round.recall;
             drop(state);
-            let admitted = admit(recall, ino);
+            let admitted = admit(recall, ino, span);
             state = self.state();
             if let Some(round) = state.rounds.get_mut(&ino) {
                 round.admitting = false;
@@ -228,5 +273,71 @@ impl Pages {
     pub(super) fn stop(&self) {
         self.state().stopping = true;
         self.changed.notify_all();
+        self.begun.notify_all();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    const PAGE: u64 = 4096;
+    const SPAN: Span = Span { start: 16 * PAGE, end: 40 * PAGE };
+
+    #[test]
+    fn what_was_let_in_goes_in_pieces_and_once() {
+        let touched =
+            vec![(20 * PAGE, 2 * PAGE), (0, 17 * PAGE), (20 * PAGE, 17 * PAGE), (39 * PAGE, 9 * PAGE)];
+        let found: Vec<_> = pieces(touched, SPAN).map(|(off, len)| (off / PAGE, len / PAGE)).collect();
+        assert_eq!(found, [(16, 1), (20, 2), (22, 15), (39, 1)]);
+        assert_eq!(pieces(vec![WHOLE], bytes(WHOLE)).collect::<Vec<_>>(), [WHOLE]);
+        assert_eq!(pieces(vec![WHOLE], SPAN).map(|(_, len)| len).sum::<u64>(), 24 * PAGE);
+    }
+
+    /// A kernel that is slow to write pages back, and a program that wants the first of them again, but cannot have the last one,
+    /// which is being written.
+    struct Slow<'a> {
+        pages: &'a Pages,
+        rounds: AtomicU32,
+    }
+
+    impl Caches for Slow<'_> {
+        fn drop_range(&self, _file: Ino, _off: u64, _len: u64) -> io::Result<()> {
+            self.rounds.fetch_add(1, Ordering::SeqCst);
+            thread::sleep(4 * STUCK);
+            Ok(())
+        }
+
+        fn drop_attributes(&self, _file: Ino) -> io::Result<()> {
+            unreachable!("nobody asks for it")
+        }
+
+        fn enlarge(&self, _file: Ino, _size: u64) -> io::Result<()> {
+            unreachable!("nobody asks for it")
+        }
+    }
+
+    #[test]
+    fn a_recall_ends_though_programs_want_its_pages_again() {
+        let pages = Pages::default();
+        let kernel = Slow { pages: &pages, rounds: AtomicU32::new(0) };
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                pages.watch(|recall, ino, span| {
+                    assert_eq!((recall, ino), (None, Ino(7)));
+                    let rest = span.end - span.start - PAGE;
+                    if rest > 0 {
+                        kernel.pages.ended(ino, Some((span.start, rest)));
+                    }
+                    usize::from(rest > 0)
+                });
+            });
+            pages.drop_all(&kernel, None, (Ino(7), (0, 8 * PAGE))).expect("no error");
+            pages.stop();
+        });
+        assert!((2..=8).contains(&kernel.rounds.into_inner()), "each is about less");
     }
 }

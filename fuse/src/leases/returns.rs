@@ -149,7 +149,7 @@ impl Watch {
         let pages = Arc::clone(&fs.held.pages);
         let mut watch = Self { pages: Arc::clone(&pages), threads: Vec::new() };
         let own = Arc::clone(&pages);
-        watch.spawn("lease-watch", move || own.watch(|recall, ino| leases.admit(recall, ino)))?;
+        watch.spawn("lease-watch", move || own.watch(|recall, ino, span| leases.admit(recall, ino, span)))?;
         let (fs, mut seen) = (Arc::clone(fs), Seen::new());
         watch.spawn("pages", move || pages.tell_for_others(&*kernel, || fs.refresh(&*kernel, &mut seen)))?;
         Ok(watch)

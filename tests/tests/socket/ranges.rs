@@ -209,3 +209,42 @@ fn pages_of_two_stripes_are_wanted_by_both_and_nobody_waits_for_ever() {
     second.umount(false);
     daemon.stop();
 }
+
+/// While the kernel waits for a new size it writes no page back, and a recall waits for pages that are written back.
+#[test]
+fn sizes_are_set_beside_changed_pages_of_both() {
+    const ROUNDS: u64 = 60;
+    let mut daemon = Daemon::with_ram(256 << 20);
+    in_memory(&daemon);
+    let second = Second::mount(&daemon);
+    let paths = [daemon.mem(), second.mem()].map(|dir| dir.join("file"));
+    fs::write(&paths[0], vec![0; 2 * STRIPE as usize]).expect("write");
+    let ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let mut setters = Vec::new();
+        for (nth, path) in paths.iter().enumerate() {
+            let (own, ended) = (nth as u64 * STRIPE, &ended);
+            scope.spawn(move || {
+                let mut map = map(path);
+                let mut round = 0;
+                while !ended.load(Ordering::SeqCst) {
+                    round += 1;
+                    for off in (own..own + 16 * PAGE).step_by(PAGE as usize) {
+                        // SAFETY: as in `load`.
+                        unsafe { map.as_mut_ptr().add(off as usize).cast::<u64>().write_volatile(round) }
+                    }
+                    assert_eq!(load(map.as_ptr(), own), round, "a store was lost");
+                }
+            });
+            setters.push(scope.spawn(move || {
+                let file = OpenOptions::new().write(true).open(path).expect("open");
+                (0..ROUNDS).for_each(|_| file.set_len(2 * STRIPE).expect("set_len"));
+            }));
+        }
+        let set: Vec<_> = setters.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        ended.store(true, Ordering::SeqCst);
+        set.into_iter().for_each(|set| set.expect("no panic"));
+    });
+    second.umount(false);
+    daemon.stop();
+}

@@ -86,6 +86,8 @@ pub enum Input {
         recall: Option<GrantId>,
         /// Pages of which inode.
         ino: Ino,
+        /// Of which bytes.
+        span: Span,
     },
     /// Nobody leads at this time of the own clock: a leader that comes grants nothing for the time of a
     /// lease.
@@ -294,7 +296,7 @@ impl Client {
             Input::Flushed { recall } => self.flushed(recall),
             Input::Invalidated { recall } => self.invalidated(recall),
             Input::Abandoned { discarded } => self.abandoned(&discarded),
-            Input::Admit { recall, ino } => self.admit(recall, ino),
+            Input::Admit { recall, ino, span } => self.admit(recall, ino, span),
             Input::Leaderless { at } => {
                 if let Some(session) = self.session.as_mut().filter(|_| !self.connected) {
                     session.renewed = session.renewed.max(at);
@@ -470,19 +472,16 @@ impl Client {
         self.out.push(Output::Ready { request });
     }
 
-    fn admit(&mut self, recall: Option<GrantId>, ino: Ino) {
+    fn admit(&mut self, recall: Option<GrantId>, ino: Ino, span: Span) {
         let live = self.phase == Phase::Live;
         let free = |p: &Piece| p.recall.is_none() || p.recall == recall;
         let has = |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, free));
         let here = |want: &Want| has(want.ino, want) || has(TREE, &Want::TREE);
-        let of = recall.and_then(|id| self.recalls.get(&id));
-        let waited_for =
-            |want: &Want| want.ino == ino && (!live || of.is_some_and(|recall| recall.is_of(want)));
         let mut those = Vec::new();
-        for (&request, parked) in self.parked.iter().filter(|(_, parked)| parked.holds != Holds::Nothing) {
+        for (&request, parked) in self.parked.iter().filter(|(_, parked)| parked.holds.has(span)) {
             let runs = live && parked.wants.iter().all(here);
-            let ends = runs || !live || parked.holds == Holds::Several;
-            if ends && parked.wants.iter().any(waited_for) {
+            let ends = runs || !live || matches!(parked.holds, Holds::Several(_));
+            if ends && parked.wants.iter().any(|want| want.ino == ino) {
                 those.push((request, runs));
             }
         }

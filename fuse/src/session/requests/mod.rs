@@ -9,8 +9,8 @@ use std::io;
 use std::sync::Arc;
 use std::thread;
 
-use kos_types::lease::{Mode, Want};
-use kos_types::{Consistency, Cred, Error, Fabric, FileLock, Ino, LockKind, SetAttr, XattrMode};
+use kos_types::lease::{Holds, Mode, Span, Want};
+use kos_types::{Consistency, Cred, Error, Fabric, FileLock, Ino, Kind, LockKind, SetAttr, XattrMode};
 
 pub(crate) use self::answer::{Answer, Fill, Found, Listing, Open, Reply, Space, Value, kind_of_mode};
 use self::answer::{attributes, errno, listing, locked, plain, sized, value};
@@ -128,12 +128,28 @@ impl<F: Fabric + 'static> Requests<F> {
 
     /// `set` says whether setuid and setgid go.
     pub(crate) fn setattr(&self, node: Ino, set: SetAttr, from: From, reply: impl Reply<Found>) {
-        let held_up = self.watch(from);
-        // It may be a directory, or its bytes may change.
-        let want = || vec![whole(node, Mode::Exclusive), Want::names(node, Mode::Exclusive)];
-        self.fs.under(want, move |fs, leased| {
+        let (held_up, resizes) = (self.watch(from), set.size.is_some());
+        let run = move |fs: &Arc<Fs<F>>, leased: Result<(), Error>| {
             let _held_up = held_up;
             reply(attributes(fs, leased.and_then(|()| fs.set_attr(node, set))));
+        };
+        if let Some(_alone) = self.fs.alone() {
+            return run(&self.fs, Ok(()));
+        }
+        let mut wants = vec![whole(node, Mode::Exclusive)];
+        if !resizes {
+            // It may be a directory.
+            wants.push(Want::names(node, Mode::Exclusive));
+            return self.fs.ask(wants, run);
+        }
+        // The kernel writes no page back until it has its answer. Two mounts that both set a size, each with changed pages that
+        // the other one wants, would wait for each other; the errno has programs try again.
+        self.fs.ask_for(wants, Holds::Several(Span::ALL), None, move |fs, leased| {
+            let again = |e: Error| match e.kind() {
+                Kind::Busy => Error::new(Kind::Interrupted, "size: another mount sets it too"),
+                _ => e,
+            };
+            run(fs, leased.map_err(again));
         });
     }
 

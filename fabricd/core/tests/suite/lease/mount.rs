@@ -42,8 +42,13 @@ impl Kind {
     /// What holds several may fail without a fault: each cell is asked for by itself then.
     pub(super) fn holds(&self) -> Holds {
         match self {
-            Self::Fill(cells) if cells.len() > 1 => Holds::Several,
-            Self::Fill(_) => Holds::Pages,
+            Self::Fill(cells) => {
+                let spans = || cells.iter().map(|&cell| want(cell, Mode::Shared).span);
+                let start = spans().map(|span| span.start).min().unwrap_or(0);
+                let end = spans().map(|span| span.end).max().unwrap_or(u64::MAX);
+                let holds = if cells.len() > 1 { Holds::Several } else { Holds::Pages };
+                holds(Span { start, end })
+            }
             Self::Read(_) | Self::Write(_) => Holds::Nothing,
         }
     }

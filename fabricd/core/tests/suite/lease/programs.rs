@@ -74,7 +74,7 @@ impl World {
                     let all = if ino == TREE { vec![Ino(10), Ino(11)] } else { vec![ino] };
                     return all
                         .into_iter()
-                        .for_each(|ino| self.call(c, Input::Admit { recall: Some(recall), ino }));
+                        .for_each(|ino| self.call(c, Input::Admit { recall: Some(recall), ino, span }));
                 }
                 // What was let in may have left something.
                 let dirty = self.mounts[c].dirty_in(ino, lane, span);
@@ -278,7 +278,7 @@ impl World {
         let Some(op) = self.mounts[c].ops.remove(&request) else { return };
         self.stats.failed += 1;
         if let Kind::Fill(cells) = &op.kind
-            && op.kind.holds() == Holds::Several
+            && matches!(op.kind.holds(), Holds::Several(_))
         {
             self.stats.yielded += 1;
             return self.begin(c, op.task, Kind::Fill(vec![cells[0]]), None, None);
@@ -325,7 +325,7 @@ impl World {
         let wants = Mount::wants(&kind);
         let deadline = mount.clock.at(self.now) + DEADLINE;
         let holds_pages = match kind.holds() {
-            Holds::Several if self.bug == Some(Bug::NeverYields) => Holds::Pages,
+            Holds::Several(span) if self.bug == Some(Bug::NeverYields) => Holds::Pages(span),
             holds => holds,
         };
         mount.ops.insert(request, Op { kind, then, task, began: self.now, holds, admitted: None });

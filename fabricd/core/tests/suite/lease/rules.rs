@@ -9,6 +9,8 @@ use kos_types::{Ino, SessionId};
 
 const LIMITS: Limits = Limits::DEFAULT;
 const FILE: Ino = Ino(9);
+/// Two stripes.
+const BOTH: Span = Span { start: 0, end: 2 * STRIPE_BYTES_MAX as u64 };
 
 struct Leader {
     table: Table,
@@ -272,7 +274,7 @@ fn tell(client: &mut Client, message: ToClient) -> Vec<Output> {
 }
 
 fn begin(client: &mut Client, request: u64, wants: &[Want]) -> Vec<Output> {
-    begin_that(client, request, wants, Holds::Pages)
+    begin_that(client, request, wants, Holds::Pages(wants[0].span))
 }
 
 fn begin_that(client: &mut Client, request: u64, wants: &[Want], holds: Holds) -> Vec<Output> {
@@ -296,10 +298,13 @@ fn what_waits_for_a_recall_is_let_in_if_its_leases_are_held_still() {
     }
     // One needs what was never held, one is of another inode.
     let (epoch, request) = (Epoch(1), RequestId(2));
-    let let_in = client.step(2, Input::Admit { recall: Some(recall), ino: FILE });
+    let let_in = client.step(2, Input::Admit { recall: Some(recall), ino: FILE, span: want.span });
     let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
     assert_eq!(let_in, [cancel, Output::Admitted { request, ino: FILE }]);
-    assert!(client.step(2, Input::Admit { recall: Some(recall), ino: FILE }).is_empty(), "once");
+    assert!(
+        client.step(2, Input::Admit { recall: Some(recall), ino: FILE, span: want.span }).is_empty(),
+        "once"
+    );
     assert!(client.commit(2, want).is_some(), "what it changes is committed under the lease");
     // Others go on.
     let both = GrantId { term: 1, counter: 3 };
@@ -337,13 +342,16 @@ fn what_yields_and_wants_more_than_is_held_fails_for_a_recall() {
         tell(&mut client, ToClient::Recall { id, ino, lane, span })[..],
         [Output::Flush { .. }]
     ));
-    begin_that(&mut client, 2, &parts, Holds::Several);
-    begin_that(&mut client, 3, &parts, Holds::Pages);
+    begin_that(&mut client, 2, &parts, Holds::Several(BOTH));
+    begin_that(&mut client, 3, &parts, Holds::Pages(BOTH));
     // Nobody waits for what does not touch the part.
-    begin_that(&mut client, 4, &parts[1..], Holds::Several);
+    begin_that(&mut client, 4, &parts[1..], Holds::Several(parts[1].span));
     let (epoch, request) = (Epoch(1), RequestId(2));
     let cancel = Output::Send { epoch, message: ToLeader::Cancel { request } };
-    assert_eq!(client.step(2, Input::Admit { recall: Some(id), ino }), [cancel, Output::Busy { request }]);
+    assert_eq!(
+        client.step(2, Input::Admit { recall: Some(id), ino, span }),
+        [cancel, Output::Busy { request }]
+    );
 }
 
 #[test]
@@ -353,7 +361,7 @@ fn what_has_no_pages_waits_until_a_recall_is_done() {
     let recall = GrantId { term: 1, counter: 2 };
     tell(&mut client, ToClient::Recall { id: recall, ino: FILE, lane: want.lane, span: want.span });
     begin_that(&mut client, 2, &[want], Holds::Nothing);
-    assert!(client.step(2, Input::Admit { recall: Some(recall), ino: FILE }).is_empty());
+    assert!(client.step(2, Input::Admit { recall: Some(recall), ino: FILE, span: want.span }).is_empty());
     assert!(matches!(client.step(2, Input::Flushed { recall })[..], [Output::Invalidate { .. }]));
     assert!(matches!(client.step(2, Input::Invalidated { recall })[..], [Output::Send { .. }]));
     let (id, request) = (GrantId { term: 1, counter: 3 }, RequestId(2));
@@ -377,11 +385,11 @@ fn two_recalls() -> (Client, [Want; 2], [GrantId; 2]) {
 fn what_another_recall_may_have_thrown_out_is_not_brought_in_again() {
     let (mut client, parts, ids) = two_recalls();
     begin(&mut client, 2, &parts[..1]);
-    begin_that(&mut client, 3, &parts, Holds::Several);
+    begin_that(&mut client, 3, &parts, Holds::Several(BOTH));
     begin(&mut client, 4, &parts[1..]);
     let (epoch, both, second) = (Epoch(1), RequestId(3), RequestId(4));
     let cancel = |request| Output::Send { epoch, message: ToLeader::Cancel { request } };
-    let let_in = client.step(2, Input::Admit { recall: Some(ids[1]), ino: FILE });
+    let let_in = client.step(2, Input::Admit { recall: Some(ids[1]), ino: FILE, span: parts[1].span });
     let busy = Output::Busy { request: both };
     let runs = Output::Admitted { request: second, ino: FILE };
     assert_eq!(let_in, [cancel(both), busy, cancel(second), runs]);
@@ -413,7 +421,7 @@ fn a_recall_waits_for_what_was_let_in_before_it() {
     };
     assert!(matches!(tell(&mut client, recall(0))[..], [Output::Flush { .. }]));
     begin(&mut client, 2, &halves);
-    assert_eq!(client.step(2, Input::Admit { recall: Some(ids[0]), ino: FILE }).len(), 2);
+    assert_eq!(client.step(2, Input::Admit { recall: Some(ids[0]), ino: FILE, span: Span::ALL }).len(), 2);
     // It began after the grants that are recalled, and may touch them all the same.
     assert!(tell(&mut client, recall(1)).is_empty());
     let ended = client.step(2, Input::End { request: RequestId(2) });
@@ -427,7 +435,7 @@ fn what_waits_when_the_session_is_lost_fails_if_the_kernel_waits_for_it() {
     begin(&mut client, 2, &[want]);
     begin(&mut client, 3, &[Want::attr(Ino(10), Mode::Shared)]);
     assert_eq!(tell(&mut client, ToClient::Gone), [Output::Abandon]);
-    let refused = client.step(2, Input::Admit { recall: None, ino: FILE });
+    let refused = client.step(2, Input::Admit { recall: None, ino: FILE, span: Span::ALL });
     assert_eq!(refused, [Output::TimedOut { request: RequestId(2) }], "and only that");
 }
 
