@@ -1,4 +1,4 @@
-//! Programs that are killed while their requests take long.
+//! Programs whose requests take long: they are killed, and others wait beside them.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -31,5 +31,30 @@ fn a_killed_reader_of_a_slow_file_dies_at_once() {
     }
     live.ask("slow 0");
     assert!(fs::read(live.path("file")).expect("read") == bytes);
+    assert!(live.ended());
+}
+
+/// By io_uring one thread serves all programs of a processor.
+#[test]
+fn who_reads_what_is_cold_holds_others_up_once_at_most() {
+    let mut live = Live::by("uring");
+    fs::write(live.path("cold"), Rng::seeded(2).bytes(100_000)).expect("write");
+    live.remount();
+    live.ask("slow 2000");
+    let on_first_processor = |program: &str, arguments: &[&str]| {
+        let mut command = Command::new("taskset");
+        command.args(["-c", "0", program]).args(arguments).stdout(Stdio::null()).stderr(Stdio::null());
+        command
+    };
+    let cold = format!("if={}", live.path("cold").display());
+    let read = || on_first_processor("dd", &[&cold, "bs=4096", "count=1", "iflag=direct"]);
+    assert!(read().status().expect("dd").success());
+    let mut reader = read().spawn().expect("dd");
+    thread::sleep(Duration::from_millis(300));
+    let absent = live.path("absent").display().to_string();
+    assert!(!on_first_processor("test", &["-e", &absent]).status().expect("test").success());
+    assert!(reader.try_wait().expect("wait").is_none(), "the other one waited for it");
+    assert!(reader.wait().expect("wait").success());
+    live.ask("slow 0");
     assert!(live.ended());
 }

@@ -9,6 +9,7 @@ mod pool;
 mod reply;
 mod ring;
 mod ringed;
+mod slow;
 
 use std::io;
 use std::os::fd::OwnedFd;

@@ -11,6 +11,7 @@ use kos_types::Fabric;
 use super::dispatch::Dispatch;
 use super::reply::Reply;
 use super::ring::RingReply;
+use super::slow::Slow;
 use crate::session::protocol::Header;
 use crate::signals::is_killed;
 
@@ -56,6 +57,8 @@ struct State {
 pub(super) struct Pool {
     state: Mutex<State>,
     more: Condvar,
+    /// What is handed over for once.
+    pub(super) slow: Slow,
 }
 
 impl Pool {
@@ -130,7 +133,8 @@ impl Pool {
             let (pool, dispatch) = (Arc::clone(self), Arc::clone(dispatch));
             let work = move || {
                 while let Some(job) = pool.next() {
-                    dispatch.handle(&job.header, &job.args, &job.payload, job.reply);
+                    let Job { header, args, payload, reply } = job;
+                    pool.slow.watch(&header, || dispatch.handle(&header, &args, &payload, reply));
                 }
             };
             thread::Builder::new().name(format!("fuse-work-{at}")).spawn(work)?;

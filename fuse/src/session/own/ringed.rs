@@ -1,4 +1,4 @@
-//! Requests that come by rings: what surely ends soon is done at once, in the ring's own thread.
+//! Requests that come by rings: what most likely ends soon is done at once, in the ring's own thread.
 
 use std::sync::{Arc, OnceLock};
 
@@ -58,7 +58,8 @@ impl<F: Fabric + 'static> Handler for Ringed<F> {
         if may_wait && !answer.may_wait() {
             return answer.error(libc::EAGAIN);
         }
-        if fs.is_remote || takes_long(header.opcode) {
+        let is_slow = self.pool.slow.is_slow(&header) && answer.may_wait();
+        if fs.is_remote || takes_long(header.opcode) || is_slow {
             let may_end = may_be_given_up(header.opcode);
             self.pool.put(&header, (args, payload), may_end, answer);
             // The signal comes by /dev/fuse, and may have been faster.
@@ -67,6 +68,7 @@ impl<F: Fabric + 'static> Handler for Ringed<F> {
             }
             return;
         }
-        dispatch.handle(&header, args, payload, Reply::to_ring(header.unique, answer));
+        let reply = Reply::to_ring(header.unique, answer);
+        self.pool.slow.watch(&header, || dispatch.handle(&header, args, payload, reply));
     }
 }
