@@ -57,6 +57,13 @@ pub fn binary(name: &str) -> PathBuf {
     found.unwrap_or_else(|| panic!("{name} is not beside {}: run `make build` first", own.display()))
 }
 
+/// Copy a binary of this workspace to where others may start it. By a process of its own: the new processes of other tests have our
+/// descriptors until they execute their programs, and what is open for writing cannot be executed.
+pub fn copy_binary(name: &str, to: &Path) {
+    let copied = Command::new("cp").arg(binary(name)).arg(to).status().expect("cp");
+    assert!(copied.success(), "cp {name} {}", to.display());
+}
+
 /// The daemon with failpoints, which `KOS_FAULTS` sets: built here, as no installed binary has them.
 /// Only our own crates are compiled again.
 #[must_use]

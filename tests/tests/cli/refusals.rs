@@ -7,7 +7,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::Command;
 
-use kos_tests::{Rng, binary, is_mounted, wait_for};
+use kos_tests::{Rng, binary, copy_binary, is_mounted, wait_for};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::place::*;
@@ -119,7 +119,7 @@ fn without_root_up_says_what_to_type() {
     let place = Place::new();
     fs::set_permissions(place.root.path(), Permissions::from_mode(0o755)).expect("chmod");
     let kos = place.root.path().join("kos");
-    fs::copy(binary("kos"), &kos).expect("copy");
+    copy_binary("kos", &kos);
     let mut command = Command::new(&kos);
     command.uid(65534).gid(65534).current_dir("/");
     command.arg("up").arg("--state").arg(place.state()).arg("--mount").arg(place.mount());

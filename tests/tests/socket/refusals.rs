@@ -11,7 +11,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kos_tests::{Daemon, Rng, binary, wait_for};
+use kos_tests::{Daemon, Rng, binary, copy_binary, wait_for};
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
 use crate::second::*;
@@ -45,7 +45,7 @@ fn the_helper_refuses_by_name() {
     let open = tempfile::tempdir().expect("temporary directory");
     fs::set_permissions(open.path(), Permissions::from_mode(0o755)).expect("chmod");
     let copy = open.path().join("mount.kosfs");
-    fs::copy(binary("mount-kosfs"), &copy).expect("copy");
+    copy_binary("mount-kosfs", &copy);
     let (code, said) = run(Command::new(copy).arg(&good).arg(place.dir()).uid(NOBODY).current_dir("/"));
     assert_eq!((code, said.contains("sudo")), (Some(1), true), "{said}");
     let (code, said) = run(helper().arg(&good).arg(place.dir()).arg("-f"));
