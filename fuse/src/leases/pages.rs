@@ -37,7 +37,7 @@ const fn range(span: Span) -> Range {
 }
 
 /// What of these ranges lies within `all`, in pieces, each byte once.
-fn pieces(mut ranges: Vec<Range>, all: Span) -> impl Iterator<Item = Range> {
+fn pieces(mut ranges: Vec<Range>, all: Span) -> impl Iterator<Item = Span> {
     ranges.sort_unstable();
     let mut next = all.start;
     ranges.into_iter().flat_map(move |touched| {
@@ -50,7 +50,7 @@ fn pieces(mut ranges: Vec<Range>, all: Span) -> impl Iterator<Item = Range> {
         std::iter::from_fn(move || {
             let piece = Span { start: left.start, end: left.start.saturating_add(step).min(left.end) };
             left.start = piece.end;
-            (piece.start < piece.end).then(|| range(piece))
+            (piece.start < piece.end).then_some(piece)
         })
     })
 }
@@ -126,21 +126,22 @@ impl Pages {
         &self,
         kernel: &dyn Caches,
         recall: Option<GrantId>,
-        (ino, range): (Ino, Range),
+        (ino, all): (Ino, Span),
     ) -> io::Result<()> {
         self.claim(recall, ino);
-        let throw_out = |(off, len)| {
-            self.begin(ino, bytes((off, len)));
+        let throw_out = |span| {
+            self.begin(ino, span);
+            let (off, len) = range(span);
             kernel.drop_range(ino, off, len)
         };
-        let mut result = throw_out(range);
+        let mut result = throw_out(all);
         // Pages outside of the range are there under leases that nobody waits for here.
         loop {
             let touched = self.end(ino);
             if result.is_err() || touched.is_empty() {
                 break;
             }
-            result = pieces(touched, bytes(range)).try_for_each(&throw_out);
+            result = pieces(touched, all).try_for_each(&throw_out);
         }
         self.state().rounds.remove(&ino);
         self.changed.notify_all();
@@ -291,10 +292,11 @@ mod tests {
     fn what_was_let_in_goes_in_pieces_and_once() {
         let touched =
             vec![(20 * PAGE, 2 * PAGE), (0, 17 * PAGE), (20 * PAGE, 17 * PAGE), (39 * PAGE, 9 * PAGE)];
-        let found: Vec<_> = pieces(touched, SPAN).map(|(off, len)| (off / PAGE, len / PAGE)).collect();
+        let found = pieces(touched, SPAN).map(range).map(|(off, len)| (off / PAGE, len / PAGE));
+        let found: Vec<_> = found.collect();
         assert_eq!(found, [(16, 1), (20, 2), (22, 15), (39, 1)]);
-        assert_eq!(pieces(vec![WHOLE], bytes(WHOLE)).collect::<Vec<_>>(), [WHOLE]);
-        assert_eq!(pieces(vec![WHOLE], SPAN).map(|(_, len)| len).sum::<u64>(), 24 * PAGE);
+        assert_eq!(pieces(vec![WHOLE], bytes(WHOLE)).map(range).collect::<Vec<_>>(), [WHOLE]);
+        assert_eq!(pieces(vec![WHOLE], SPAN).map(|piece| range(piece).1).sum::<u64>(), 24 * PAGE);
     }
 
     /// A kernel that is slow to write pages back, and a program that wants the first of them again, but cannot have the last one,
@@ -335,7 +337,7 @@ mod tests {
                     usize::from(rest > 0)
                 });
             });
-            pages.drop_all(&kernel, None, (Ino(7), (0, 8 * PAGE))).expect("no error");
+            pages.drop_all(&kernel, None, (Ino(7), bytes((0, 8 * PAGE)))).expect("no error");
             pages.stop();
         });
         assert!((2..=8).contains(&kernel.rounds.into_inner()), "each is about less");

@@ -46,8 +46,7 @@ impl<F: Fabric> Returns<F> {
     }
 
     fn drop_pages(&self, recall: Option<GrantId>, ino: Ino, span: Span) {
-        let range = if span.end == u64::MAX { (span.start, 0) } else { (span.start, span.end - span.start) };
-        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, recall, (ino, range)) {
+        if let Err(e) = self.fs.held.pages.drop_all(&*self.kernel, recall, (ino, span)) {
             kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
         }
     }

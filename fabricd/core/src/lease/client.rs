@@ -337,10 +337,8 @@ impl Client {
     pub fn commit(&mut self, now: u64, want: Want) -> Option<Commit> {
         let until = self.valid_until()?;
         let session = self.session.as_ref()?;
-        let held =
-            |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, |_| true));
         // Also under a recall: that is what the flush is for.
-        if now >= until || !(held(want.ino, &want) || held(TREE, &Want::TREE)) {
+        if now >= until || !self.has(&want, |_| true) {
             return None;
         }
         self.seq += 1;
@@ -349,9 +347,13 @@ impl Client {
 
     /// The tree is this session's, or these leases are, and nobody wants them back.
     pub(super) fn covers(&self, want: &Want) -> bool {
-        let free = |p: &Piece| p.recall.is_none();
-        let held = |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, free));
-        held(TREE, &Want::TREE) || held(want.ino, want)
+        self.has(want, |p| p.recall.is_none())
+    }
+
+    /// Whether pieces that `which` names cover it, or the tree is one of them.
+    fn has(&self, want: &Want, which: impl Fn(&Piece) -> bool) -> bool {
+        let by = |ino, want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, &which));
+        by(want.ino, want) || by(TREE, &Want::TREE)
     }
 
     pub(super) fn send(&mut self, message: ToLeader) {
@@ -475,11 +477,9 @@ impl Client {
     fn admit(&mut self, recall: Option<GrantId>, ino: Ino, span: Span) {
         let live = self.phase == Phase::Live;
         let free = |p: &Piece| p.recall.is_none() || p.recall == recall;
-        let has = |ino: Ino, want: &Want| self.held.get(&ino).is_some_and(|pieces| pieces.cover(want, free));
-        let here = |want: &Want| has(want.ino, want) || has(TREE, &Want::TREE);
         let mut those = Vec::new();
         for (&request, parked) in self.parked.iter().filter(|(_, parked)| parked.holds.has(span)) {
-            let runs = live && parked.wants.iter().all(here);
+            let runs = live && parked.wants.iter().all(|want| self.has(want, free));
             let ends = runs || !live || matches!(parked.holds, Holds::Several(_));
             if ends && parked.wants.iter().any(|want| want.ino == ino) {
                 those.push((request, runs));

@@ -25,7 +25,7 @@ pub(super) struct Recall {
 
 impl Recall {
     /// Whether that wants something of what is given back.
-    pub(super) fn is_of(&self, want: &Want) -> bool {
+    fn is_of(&self, want: &Want) -> bool {
         let meets = want.ino == self.ino && want.lane == self.lane && want.span.overlaps(self.span);
         self.ino == TREE || meets
     }

@@ -58,8 +58,8 @@ impl<F: Fabric + 'static> Handler for Ringed<F> {
         if may_wait && !answer.may_wait() {
             return answer.error(libc::EAGAIN);
         }
-        let is_slow = self.pool.slow.is_slow(&header) && answer.may_wait();
-        if fs.is_remote || takes_long(header.opcode) || is_slow {
+        let was_slow = || answer.may_wait() && self.pool.slow.is_slow(&header);
+        if fs.is_remote || takes_long(header.opcode) || was_slow() {
             let may_end = may_be_given_up(header.opcode);
             self.pool.put(&header, (args, payload), may_end, answer);
             // The signal comes by /dev/fuse, and may have been faster.

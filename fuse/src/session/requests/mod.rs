@@ -137,16 +137,18 @@ impl<F: Fabric + 'static> Requests<F> {
             return run(&self.fs, Ok(()));
         }
         let mut wants = vec![whole(node, Mode::Exclusive)];
-        if !resizes {
+        let holds = if resizes {
+            // The kernel writes no page back until it has its answer. Two mounts that both set a size, each with changed pages
+            // that the other one wants, would wait for each other; the errno has programs try again.
+            Holds::Several(Span::ALL)
+        } else {
             // It may be a directory.
             wants.push(Want::names(node, Mode::Exclusive));
-            return self.fs.ask(wants, run);
-        }
-        // The kernel writes no page back until it has its answer. Two mounts that both set a size, each with changed pages that
-        // the other one wants, would wait for each other; the errno has programs try again.
-        self.fs.ask_for(wants, Holds::Several(Span::ALL), None, move |fs, leased| {
+            Holds::Nothing
+        };
+        self.fs.ask_for(wants, holds, None, move |fs, leased| {
             let again = |e: Error| match e.kind() {
-                Kind::Busy => Error::new(Kind::Interrupted, "size: another mount sets it too"),
+                Kind::Busy if resizes => Error::new(Kind::Interrupted, "size: another mount sets it too"),
                 _ => e,
             };
             run(fs, leased.map_err(again));
