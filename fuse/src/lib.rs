@@ -3,6 +3,7 @@
 //! know how a fabric works.
 #![cfg_attr(not(test), deny(clippy::print_stderr))]
 
+mod arena;
 mod attach;
 mod control;
 mod file;
