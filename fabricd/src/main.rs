@@ -5,6 +5,7 @@ mod ctl;
 mod door;
 mod heap;
 mod machine;
+mod supervised;
 mod view;
 mod waits;
 
@@ -25,8 +26,9 @@ use kos_rpc::Server;
 use kos_store::lane::Lanes;
 use kos_types::{Error, Kind, Result};
 use serde::Serialize;
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+use supervised::Supervised;
 use view::View;
 use waits::Waits;
 
@@ -36,6 +38,8 @@ const STATUS_PERIOD: Duration = Duration::from_secs(1);
 const STATUS_LIMIT: Duration = Duration::from_secs(5);
 /// Told to `kos`: the daemon that has this state.
 const RUN: &str = "run.json";
+/// Told to the supervisor: the program that replaces the daemon.
+const UPGRADE: &str = "upgrade";
 /// Open files: RocksDB's tables and the segments read, of disk and memory, have bounds that leave
 /// room below it. A shard that cannot be opened would be taken for a damaged one.
 const FILES_MIN: u64 = 1024;
@@ -63,12 +67,20 @@ struct Args {
     /// How the mount speaks with the kernel: dev, uring or fuser.
     #[arg(long, env = SessionKind::VARIABLE, default_value_t)]
     session: SessionKind,
+    /// Be the supervisor of a daemon with the other arguments: hold its mount, and start it again when it crashes or is
+    /// replaced.
+    #[arg(long, hide = true, conflicts_with = "supervised")]
+    supervise: bool,
+    /// Be a supervisor's daemon: the standard input is the connection to it.
+    #[arg(long, hide = true)]
+    supervised: bool,
 }
 
 /// STATE/run.json, while the mount answers.
 #[derive(Serialize)]
 struct Run<'a> {
     pid: u32,
+    supervisor: Option<u32>,
     mount: &'a Path,
     started: u64,
 }
@@ -78,6 +90,8 @@ struct Run<'a> {
 enum End {
     Signal,
     Unmounted,
+    /// Nothing ends but this process: the next one goes on.
+    HandOver,
 }
 
 pub(crate) fn main() -> ExitCode {
@@ -87,15 +101,35 @@ pub(crate) fn main() -> ExitCode {
     {
         return launch(lock.as_ref());
     }
+    let words = args;
     let args = Args::parse();
     // Fails only for a group leader, which has its own session already or is run by hand.
     if let Err(e) = rustix::process::setsid() {
         kos_types::log!("fabricd: stays in the session of its starter: {e}");
     }
     kos_types::log_in_thread();
+    if args.supervise {
+        let code = supervise(&args, words);
+        kos_types::log_written();
+        return code;
+    }
     let ended = run(&args).inspect_err(|e| kos_types::log!("fabricd: {e}"));
     kos_types::log_written();
     if ended.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Start this program as the daemon.
+fn supervise(args: &Args, words: Vec<OsString>) -> ExitCode {
+    let program = match std::env::current_exe() {
+        Ok(program) => program,
+        Err(e) => {
+            kos_types::log!("fabricd: supervisor: own path: {e}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let words: Vec<OsString> = words.into_iter().skip(1).filter(|word| word != "--supervise").collect();
+    let upgrade = args.state.first().map_or_else(PathBuf::new, |state| state.join(UPGRADE));
+    kos_fuse::supervisor::supervise(&program, &words, &upgrade)
 }
 
 /// What the jobs' runner starts: this program as the process that forks.
@@ -111,6 +145,7 @@ fn launch(lock: &Path) -> ExitCode {
 
 fn run(args: &Args) -> Result<()> {
     heap::bound_arenas();
+    let mut supervised = Supervised::take(args.supervised)?;
     let Some(state) = args.state.first() else {
         return Err(Error::new(Kind::Invalid, "no state directory"));
     };
@@ -147,6 +182,11 @@ fn run(args: &Args) -> Result<()> {
         source,
     });
     let lease = |cache| Ok(Some(hub.lease(cache)? as _));
+    let kept = std::mem::take(&mut supervised.kept);
+    if !kept.devices.is_empty() {
+        // taken over by the mount
+        kos_types::log!("fabricd: {} connections of an earlier daemon are dropped", kept.devices.len());
+    }
     let mounted = kos_fuse::mount(hub.embed(), &options, view.control(), lease, move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
@@ -170,9 +210,12 @@ fn run(args: &Args) -> Result<()> {
         },
     );
     let served = match &runner {
-        Ok(_) => serve(&view, state, &args.mount, &ended),
+        Ok(_) => serve(&view, state, &args.mount, &ended, &mut supervised),
         Err(e) => Err(e.clone()),
     };
+    if let Ok(End::HandOver) = served {
+        supervised::hand_over(&mounted, &node);
+    }
     let ending = Waits::begin("end");
     // Before the mount goes: jobs stand in it.
     ending.waits_for("the jobs");
@@ -189,7 +232,7 @@ fn run(args: &Args) -> Result<()> {
     ending.waits_for("the flush of what programs wrote, and the unmount");
     let unmounted = match &served {
         Ok(End::Unmounted) => mounted.finish(),
-        Ok(End::Signal) | Err(_) => mounted.unmount(),
+        Ok(End::Signal | End::HandOver) | Err(_) => mounted.unmount(),
     };
     drop((view, hub));
     let events = Arc::clone(node.events());
@@ -241,13 +284,22 @@ fn local(mounted: &Mounted) -> Local {
 }
 
 /// Tell of the mount until something ends it.
-fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Result<End> {
+fn serve(
+    view: &View,
+    state: &Path,
+    mount: &Path,
+    ended: &Receiver<End>,
+    supervised: &mut Supervised,
+) -> Result<End> {
     publish(&state.join("status.json"), &view.status())?;
     let events = view.node.events();
     // Before anybody is told of the mount, who may look for it there.
     events.add("mount", &format!("{} is mounted", mount.display()));
     let started = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    publish(&state.join(RUN), &Run { pid: std::process::id(), mount, started })?;
+    let tell =
+        |supervisor| publish(&state.join(RUN), &Run { pid: std::process::id(), supervisor, mount, started });
+    tell(supervised.supervisor())?;
+    supervised.serving();
     let mut health = "ok\n".to_owned();
     let mut heap = Heap::default();
     let disk = Lanes::new("status");
@@ -258,8 +310,22 @@ fn serve(view: &View, state: &Path, mount: &Path, ended: &Receiver<End>) -> Resu
             health = now;
         }
         match ended.recv_timeout(STATUS_PERIOD) {
+            Ok(End::HandOver) if !supervised.may_hand_over() => {
+                kos_types::log!(
+                    "fabricd: SIGHUP: no supervisor keeps the mount for another daemon; this one goes on"
+                );
+            }
             Ok(end) => return Ok(end),
             Err(RecvTimeoutError::Timeout) => {
+                if supervised.has_lost() {
+                    events.add(
+                        "supervisor",
+                        "it is gone: a crash will end the mount, until kos down and kos up",
+                    );
+                    if let Err(e) = tell(None) {
+                        kos_types::log!("fabricd: {RUN}: {e}");
+                    }
+                }
                 let counters = view.node.counters();
                 let moved =
                     [&counters.bytes_written, &counters.bytes_read].map(|n| n.load(Ordering::Relaxed));
@@ -292,11 +358,12 @@ fn publish<T: Serialize>(path: &Path, value: &T) -> Result<()> {
 }
 
 fn watch_signals(ends: Sender<End>) -> Result<()> {
-    let mut signals = Signals::new([SIGTERM, SIGINT]).map_err(|e| Error::io("signals", &e))?;
+    let mut signals = Signals::new([SIGTERM, SIGINT, SIGHUP]).map_err(|e| Error::io("signals", &e))?;
     spawn("signals", move || {
-        for _ in signals.forever() {
+        for signal in signals.forever() {
+            let end = if signal == SIGHUP { End::HandOver } else { End::Signal };
             // The receiver is gone only when the daemon ends anyway.
-            if ends.send(End::Signal).is_err() {
+            if ends.send(end).is_err() {
                 break;
             }
         }

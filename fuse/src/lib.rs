@@ -17,6 +17,7 @@ mod relaxed;
 mod seal;
 mod session;
 mod signals;
+pub mod supervisor;
 #[cfg(test)]
 mod tests;
 
