@@ -29,6 +29,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Flush all written data and wait until it is as durable as its class promises
     Sync(Sync),
+    /// Replace the running programs by those beside this kos, without unmounting
+    Upgrade(Upgrade),
     /// Make the bytes of files unchangeable: they are flushed, and read as fast as memory
     Seal(Seal),
     /// Let files be changed again
@@ -80,6 +82,13 @@ pub(crate) struct Status {
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct Sync {
+    #[command(flatten)]
+    pub(crate) place: Place,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXIT_CODES)]
+pub(crate) struct Upgrade {
     #[command(flatten)]
     pub(crate) place: Place,
 }

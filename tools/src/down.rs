@@ -97,7 +97,7 @@ fn stop(node: &State, daemon: &Daemon) -> Outcome<()> {
     }
     await_end(node, daemon)?;
     // A clean exit takes run.json with it.
-    let unclean = node.run().ok().flatten().is_some_and(|run| run.pid == pid);
+    let unclean = node.run().ok().flatten().is_some_and(|run| daemon.wrote(&run));
     clean_leftovers(node, daemon.run.as_ref().map(|run| run.mount.as_path()))?;
     if unclean {
         return Err(Failure::new(format!(

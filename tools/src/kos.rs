@@ -1,4 +1,4 @@
-//! `kos`, the command a user types: `up`, `down`, `status`, `sync`, `seal`, `unseal`.
+//! `kos`, the command a user types: `up`, `down`, `status`, `sync`, `upgrade`, `seal`, `unseal`.
 //!
 //! It starts and asks the daemon through files of the state directory and signals, and never links it. It never
 //! touches a mounted directory itself, but where the user names files in it: a process of its own does (`probe`), so that
@@ -14,6 +14,7 @@ mod state;
 mod status;
 mod sync;
 mod up;
+mod upgrade;
 
 use clap::Parser;
 use cli::{Args, Command};
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         Command::Down(args) => down::run(&args),
         Command::Status(args) => status::run(&args),
         Command::Sync(args) => sync::run(&args),
+        Command::Upgrade(args) => upgrade::run(&args),
         Command::Seal(args) => seal::run(&args, true),
         Command::Unseal(args) => seal::run(&args, false),
         Command::Probe(args) => probe::run(&args),

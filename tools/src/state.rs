@@ -183,6 +183,11 @@ impl State {
         self.remove("run.json")
     }
 
+    /// Tells the supervisor which program is to replace the daemon's.
+    pub(crate) fn name_upgrade(&self, program: &Path) -> io::Result<()> {
+        self.write("upgrade", program.as_os_str().as_bytes())
+    }
+
     /// The mount directory that `up` had to make.
     pub(crate) fn made_mount_dir(&self) -> io::Result<Option<PathBuf>> {
         Ok(self.read("made-mount-dir")?.map(|text| lines(&text).into_iter().next().unwrap_or_default()))
@@ -232,6 +237,11 @@ impl State {
         let log = File::options().create(true).append(true).open(&path)?;
         let end = log.metadata()?.len();
         Ok((log, end))
+    }
+
+    /// Where the daemon's log ends now.
+    pub(crate) fn log_end(&self) -> u64 {
+        std::fs::metadata(self.log_file()).map_or(0, |log| log.len())
     }
 
     /// The last lines of the daemon's log behind `from`, indented, for a message; empty if there are none.

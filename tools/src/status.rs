@@ -57,6 +57,7 @@ fn blank(health: &str) -> Map<String, Value> {
         "nodes_up": 0,
         "leader": null,
         "leader_pid": null,
+        "supervisor_pid": null,
         "under_replicated_stripes": null,
         "under_spread_stripes": null,
     });
@@ -84,6 +85,7 @@ fn of_living(node: &State, daemon: &Daemon) -> io::Result<Report> {
     };
     let known = written.is_some();
     let mut body = written.unwrap_or_else(|| blank("degraded"));
+    body.insert("supervisor_pid".to_owned(), daemon.supervisor.into());
     if !known || daemon.run.is_none() {
         remarks.push(format!(
             "fabricd (pid {}) is starting or stopping; see {}",

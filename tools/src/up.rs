@@ -1,7 +1,7 @@
 //! `kos up`: checks that everything may be ours, starts the daemon, and waits until its mount answers.
 
 use crate::cli::{self, Exit, Failure, Outcome, say};
-use crate::daemon::{self, Daemon};
+use crate::daemon::{self, Daemon, Run};
 use crate::down::clean_leftovers;
 use crate::mounts;
 use crate::probe::{self, Answer};
@@ -154,7 +154,7 @@ fn already_running(node: &State, daemon: &Daemon, asked: Option<&Path>) -> Outco
     let pid = daemon.pid;
     // Without run.json it is still starting, and has as long as one that was started now.
     let limit = if daemon.run.is_some() { RUNNING_LIMIT } else { START_LIMIT };
-    match await_mount(node, pid, &mut || daemon.lives(node), limit)? {
+    match await_mount(node, &|run| daemon.wrote(run), &mut || daemon.lives(node), limit)? {
         Waited::Ended => Ok(None),
         Waited::Late => {
             let log = node.log_file();
@@ -163,7 +163,7 @@ fn already_running(node: &State, daemon: &Daemon, asked: Option<&Path>) -> Outco
                 log.display()
             )))
         }
-        Waited::Answers(dir) => {
+        Waited::Answers(pid, dir) => {
             if let Some(asked) = asked.filter(|asked| *asked != dir) {
                 let (state, dir, asked) = (node.path.display(), dir.display(), asked.display());
                 return Err(Failure::new(format!(
@@ -249,10 +249,12 @@ fn start(states: &[State], mount: &Path, tier_ram: u64, session: Option<SessionK
     let mut child = spawn(daemon_args(states, mount, tier_ram, session), states, log)?;
     let pid = child.id().cast_signed();
     let mut exit = None;
-    let waited = await_mount(node, pid, &mut || still_runs(&mut child, &mut exit), START_LIMIT)?;
+    // The daemon is this child's, where that is its supervisor.
+    let ours = |run: &Run| run.pid == pid || run.supervisor == Some(pid);
+    let waited = await_mount(node, &ours, &mut || still_runs(&mut child, &mut exit), START_LIMIT)?;
     let (shown, log) = (mount.display(), node.log_file());
     match waited {
-        Waited::Answers(_) => {
+        Waited::Answers(pid, _) => {
             let seconds = begun.elapsed().as_secs_f32();
             let state = node.path.display();
             say(format_args!(
@@ -292,18 +294,24 @@ fn still_runs(child: &mut Child, exit: &mut Option<String>) -> bool {
     }
 }
 
-/// Starts the daemon that lies beside this program. It makes a session of its own, which it could not as the leader
-/// of a process group: so it is given none.
-fn spawn(args: Vec<OsString>, states: &[State], log: File) -> Outcome<Child> {
+/// The daemon's program that lies beside this one.
+pub(crate) fn program() -> Outcome<PathBuf> {
     let own = std::env::current_exe()
         .map_err(|error| Failure::new(format!("cannot find this program: {error}")))?;
     let program = own.with_file_name(daemon::PROGRAM);
-    if !program.is_file() {
-        let program = program.display();
-        return Err(Failure::new(format!(
-            "{program} is missing; build both programs (make build) or install them (make install)"
-        )));
+    if program.is_file() {
+        return Ok(program);
     }
+    let program = program.display();
+    Err(Failure::new(format!(
+        "{program} is missing; build both programs (make build) or install them (make install)"
+    )))
+}
+
+/// Starts the daemon that lies beside this program. It makes a session of its own, which it could not as the leader
+/// of a process group: so it is given none.
+fn spawn(args: Vec<OsString>, states: &[State], log: File) -> Outcome<Child> {
+    let program = program()?;
     let failed = |error: io::Error| Failure::at("start", &program, &error);
     let mut command = Command::new(&program);
     command.arg0(daemon::PROGRAM).args(args);
@@ -317,6 +325,10 @@ fn spawn(args: Vec<OsString>, states: &[State], log: File) -> Outcome<Child> {
 
 fn daemon_args(states: &[State], mount: &Path, tier_ram: u64, session: Option<SessionKind>) -> Vec<OsString> {
     let mut args = Vec::new();
+    // The others cannot take over what an earlier daemon has mounted.
+    if session.unwrap_or_default() == SessionKind::Dev {
+        args.push(daemon::SUPERVISE.into());
+    }
     for state in states {
         args.extend(["--state".into(), state.given.clone().into_os_string()]);
     }
@@ -330,25 +342,29 @@ fn daemon_args(states: &[State], mount: &Path, tier_ram: u64, session: Option<Se
 
 #[derive(Debug)]
 enum Waited {
-    Answers(PathBuf),
+    /// The daemon, and where.
+    Answers(i32, PathBuf),
     Ended,
     Late,
 }
 
 /// Waits until the daemon says that its mount is there, and the mount says so too.
-fn await_mount(node: &State, pid: i32, lives: &mut dyn FnMut() -> bool, limit: Duration) -> Outcome<Waited> {
+fn await_mount(
+    node: &State,
+    is_meant: &dyn Fn(&Run) -> bool,
+    lives: &mut dyn FnMut() -> bool,
+    limit: Duration,
+) -> Outcome<Waited> {
     let failed = |error: io::Error| Failure::at("watch the start in", &node.path, &error);
     let start = Instant::now();
     let mut told = Duration::ZERO;
     loop {
         let alive = lives();
         let waited = start.elapsed();
-        if let Some(run) = node.run().map_err(failed)?.filter(|run| alive && run.pid == pid) {
-            let dir = mounts::resolve(&run.mount).map_err(failed)?;
-            let kosfs = mounts::at(&dir).map_err(failed)?.is_some_and(|mount| mount.is_kosfs());
-            if kosfs && probe::statfs(&dir, PROBE_LIMIT).map_err(failed)? == Answer::Fuse {
-                return Ok(Waited::Answers(dir));
-            }
+        if let Some(run) = node.run().map_err(failed)?.filter(|run| alive && is_meant(run))
+            && let Some(dir) = answers(node, &run).map_err(failed)?
+        {
+            return Ok(Waited::Answers(run.pid, dir));
         }
         if !alive {
             return Ok(Waited::Ended);
@@ -362,6 +378,13 @@ fn await_mount(node: &State, pid: i32, lives: &mut dyn FnMut() -> bool, limit: D
         }
         std::thread::sleep(POLL);
     }
+}
+
+/// Where the mount of a daemon answers, if both live: without the daemon the mount may only wait for the next one.
+pub(crate) fn answers(node: &State, run: &Run) -> io::Result<Option<PathBuf>> {
+    let dir = mounts::resolve(&run.mount)?;
+    let is_there = run.serves(node) && mounts::at(&dir)?.is_some_and(|mount| mount.is_kosfs());
+    Ok((is_there && probe::statfs(&dir, PROBE_LIMIT)? == Answer::Fuse).then_some(dir))
 }
 
 fn quarter_of_memory() -> Outcome<u64> {
@@ -389,8 +412,21 @@ mod tests {
     #[test]
     fn the_daemon_gets_states_as_given_and_in_order() {
         let states = [State { given: "b".into(), path: "/x/b".into() }, state("/a")];
-        let args = daemon_args(&states, Path::new("/kos"), 1 << 30, None);
-        assert_eq!(args, ["--state", "b", "--state", "/a", "--mount", "/kos", "--tier-ram", "1073741824"]);
+        let args = daemon_args(&states, Path::new("/kos"), 1 << 30, Some(SessionKind::Uring));
+        let given = ["--state", "b", "--state", "/a", "--mount", "/kos", "--tier-ram", "1073741824"];
+        assert_eq!(args, [&given[..], &["--session", "uring"]].concat());
+    }
+
+    #[test]
+    fn a_supervisor_starts_the_daemon_where_it_speaks_by_dev_fuse() {
+        let first = |session| daemon_args(&[state("/a")], Path::new("/kos"), 0, session)[0].clone();
+        assert_eq!(
+            (first(None), first(Some(SessionKind::Dev))),
+            ("--supervise".into(), "--supervise".into())
+        );
+        for other in [SessionKind::Uring, SessionKind::Fuser] {
+            assert_eq!(first(Some(other)), "--state");
+        }
     }
 
     #[test]

@@ -298,7 +298,7 @@ fn an_unmount_by_hand_is_a_clean_end() {
     let data = Rng::new(5).bytes(LEN);
     place.write("file", &data);
     wait_for("unmount", || unmount(place.mount(), UnmountFlags::empty()).is_ok());
-    wait_for("the end", || place.daemons().is_empty());
+    wait_for("the end", || place.processes().is_empty());
     place.expect(&["status"], 3);
     let said = place.expect(&["up"], 0);
     assert!(!said.contains("without a clean stop"), "{said}");

@@ -5,4 +5,5 @@ mod place;
 mod redundancy;
 mod refusals;
 mod session;
+mod supervisor;
 mod users;

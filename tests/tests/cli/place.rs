@@ -144,6 +144,11 @@ impl Place {
 
     /// Whether a process is a daemon with our state.
     pub(crate) fn serves(&self, pid: Pid) -> bool {
+        self.is_ours(pid) && !supervises(pid)
+    }
+
+    /// Whether it is one, or the supervisor of one.
+    fn is_ours(&self, pid: Pid) -> bool {
         let words = cmdline(pid);
         let id = |path: PathBuf| fs::metadata(path).map(|found| (found.dev(), found.ino())).ok();
         let state = id(self.state());
@@ -156,17 +161,40 @@ impl Place {
 
     /// All daemons with our state.
     pub(crate) fn daemons(&self) -> Vec<Pid> {
-        let names = fs::read_dir("/proc").expect("/proc").map(|entry| entry.expect("/proc").file_name());
-        let pids = names.filter_map(|name| Pid::from_raw(name.to_str()?.parse().ok()?));
-        pids.filter(|pid| self.serves(*pid)).collect()
+        self.processes().into_iter().filter(|pid| !supervises(*pid)).collect()
     }
 
+    /// All their supervisors.
+    pub(crate) fn supervisors(&self) -> Vec<Pid> {
+        self.processes().into_iter().filter(|pid| supervises(*pid)).collect()
+    }
+
+    /// Both.
+    pub(crate) fn processes(&self) -> Vec<Pid> {
+        let names = fs::read_dir("/proc").expect("/proc").map(|entry| entry.expect("/proc").file_name());
+        let pids = names.filter_map(|name| Pid::from_raw(name.to_str()?.parse().ok()?));
+        pids.filter(|pid| self.is_ours(*pid)).collect()
+    }
+
+    /// To the daemon.
     pub(crate) fn signal(&self, signal: Signal) {
-        let pid = self.pid().expect("running");
+        assert!(self.send(self.pid().expect("running"), signal), "running");
+    }
+
+    /// To a process of this place; false when it has ended.
+    pub(crate) fn send(&self, pid: Pid, signal: Signal) -> bool {
         // The handle is taken before the last look, so that no other process can be hit.
-        let handle = pidfd_open(pid, PidfdFlags::empty()).expect("running");
-        assert!(self.serves(pid));
-        pidfd_send_signal(handle, signal).expect("signal");
+        let Ok(handle) = pidfd_open(pid, PidfdFlags::empty()) else { return false };
+        self.is_ours(pid) && pidfd_send_signal(handle, signal).is_ok()
+    }
+
+    /// kill -9 everybody who serves the state: the supervisors first, for they would start daemons again.
+    fn kill_all(&self) {
+        for pids in [self.supervisors(), self.daemons()] {
+            for pid in pids {
+                self.send(pid, Signal::KILL);
+            }
+        }
     }
 
     /// Whether every thread of the daemon is stopped.
@@ -179,10 +207,11 @@ impl Place {
         })
     }
 
-    /// kill -9 the daemon, and wait for its end.
+    /// kill -9 the daemon and its supervisor, and wait for their end.
     pub(crate) fn kill(&self) {
-        self.signal(Signal::KILL);
-        wait_for("the end", || self.daemons().is_empty());
+        assert!(self.pid().is_some(), "running");
+        self.kill_all();
+        wait_for("the end", || self.processes().is_empty());
         assert!(self.state().join("run.json").exists());
         assert!(is_mounted(&self.mount()), "the dead mount is still there");
     }
@@ -214,7 +243,7 @@ impl Place {
 
     /// Nothing of a stopped node is left but its data.
     pub(crate) fn is_gone(&self) {
-        assert!(self.daemons().is_empty());
+        assert!(self.processes().is_empty());
         assert!(!is_mounted(&self.mount()));
         assert!(!self.state().join("run.json").exists());
     }
@@ -226,13 +255,8 @@ impl Drop for Place {
             let log = fs::read_to_string(self.state().join("log/fabricd.log")).unwrap_or_default();
             eprintln!("the daemon's log:\n{log}");
         }
-        // It ends also where it is stopped; pid() has looked whose it is.
-        if let Some((pid, handle)) =
-            self.pid().and_then(|p| Some((p, pidfd_open(p, PidfdFlags::empty()).ok()?)))
-            && self.serves(pid)
-        {
-            let _ = pidfd_send_signal(handle, Signal::KILL);
-        }
+        // They end also where they are stopped.
+        self.kill_all();
         let table = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
         let points = table.lines().filter_map(|line| line.split(' ').nth(4).map(Path::new));
         for point in points.filter(|point| point.starts_with(self.root.path())) {
@@ -281,6 +305,11 @@ pub(crate) fn run(mut command: Command) -> (Option<i32>, String) {
     let mut text = String::new();
     said.rewind().and_then(|()| said.read_to_string(&mut text)).expect("what it said");
     (status.code(), text)
+}
+
+/// Whether a process starts daemons, and is none.
+fn supervises(pid: Pid) -> bool {
+    cmdline(pid).iter().any(|word| word == b"--supervise")
 }
 
 pub(crate) fn cmdline(pid: Pid) -> Vec<Vec<u8>> {
