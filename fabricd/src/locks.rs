@@ -26,6 +26,17 @@ fn lock_of(mount: u64, lock: &FileLock) -> Result<(Lock, bool)> {
     Ok((Lock { owner, kind, span, pid: lock.pid }, lock.kind.is_none()))
 }
 
+const fn told(held: &Lock) -> FileLock {
+    FileLock {
+        owner: held.owner.owner,
+        kind: Some(held.kind),
+        start: held.span.start,
+        end: held.span.end,
+        pid: held.pid,
+        flock: held.owner.flock,
+    }
+}
+
 impl Locks {
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
@@ -39,14 +50,7 @@ impl Locks {
 
     pub(crate) fn test(&self, mount: u64, ino: Ino, lock: &FileLock) -> Result<Option<FileLock>> {
         let (wanted, _) = lock_of(mount, lock)?;
-        Ok(self.table().test(ino, &wanted).map(|held| FileLock {
-            owner: held.owner.owner,
-            kind: Some(held.kind),
-            start: held.span.start,
-            end: held.span.end,
-            pid: held.pid,
-            flock: held.owner.flock,
-        }))
+        Ok(self.table().test(ino, &wanted).as_ref().map(told))
     }
 
     pub(crate) fn set(&self, mount: u64, ino: Ino, lock: &FileLock, wait: Option<u64>) -> Result<LockAnswer> {
@@ -65,6 +69,12 @@ impl Locks {
         let (answer, woken) = table.set(ino, wanted, waiter);
         self.tell(&woken);
         Ok(answer)
+    }
+
+    /// What an owner has of a file.
+    pub(crate) fn held(&self, mount: u64, ino: Ino, owner: u64, flock: bool) -> Vec<FileLock> {
+        let owner = Owner { session: SessionId(mount), owner, flock };
+        self.table().of(ino).filter(|lock| lock.owner == owner).map(told).collect()
     }
 
     pub(crate) fn cancel(&self, mount: u64, request: u64) {

@@ -156,7 +156,11 @@ fn run(args: &Args) -> Result<()> {
     let starting = Waits::begin("start");
     starting
         .waits_for(format!("the metadata in {}: if its disk hangs, see dmesg", state.join("meta").display()));
-    let node = Arc::new(Node::open(&Options { state: args.state.clone(), ram_bytes: args.tier_ram })?);
+    let node = Arc::new(Node::open(&Options {
+        state: args.state.clone(),
+        ram_bytes: args.tier_ram,
+        resumes: !supervised.kept.devices.is_empty(),
+    })?);
     drop(starting);
     let version = env!("CARGO_PKG_VERSION");
     node.events().add("start", &format!("fabricd {version}, pid {}", std::process::id()));
@@ -183,11 +187,8 @@ fn run(args: &Args) -> Result<()> {
     });
     let lease = |cache| Ok(Some(hub.lease(cache)? as _));
     let kept = std::mem::take(&mut supervised.kept);
-    if !kept.devices.is_empty() {
-        // taken over by the mount
-        kos_types::log!("fabricd: {} connections of an earlier daemon are dropped", kept.devices.len());
-    }
-    let mounted = kos_fuse::mount(hub.embed(), &options, view.control(), lease, move || {
+    let supervisor = supervised.link.as_deref().map(|link| (link, kept));
+    let mounted = kos_fuse::mount(hub.embed(), &options, supervisor, view.control(), lease, move || {
         // Nobody listens any more when the daemon itself unmounts.
         let _ = ends.send(End::Unmounted);
     })?;

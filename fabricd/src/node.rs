@@ -42,6 +42,8 @@ pub struct Options {
     pub state: Vec<PathBuf>,
     /// Bytes of the memory tier; without, classes `memory` and `scratch` are kept on disk.
     pub ram_bytes: u64,
+    /// The mount of an earlier process goes on: it says itself which inodes without a name are in use no more.
+    pub resumes: bool,
 }
 
 impl Options {
@@ -184,8 +186,10 @@ impl Node {
         };
         let batch = inner.open_batch()?;
         let inner = Arc::new(Inner { ids: Ids::new(batch), term: batch, ..inner });
-        for ino in read::orphans(&*inner.db)? {
-            inner.propose(Op::Reap { ino })?;
+        if !options.resumes {
+            for ino in read::orphans(&*inner.db)? {
+                inner.propose(Op::Reap { ino })?;
+            }
         }
         inner.propose(Op::Job(JobOp::Open))?;
         inner.stripes.survey(&index)?;
@@ -549,6 +553,10 @@ impl Fabric for Node {
         let (tables, dir) = self.seen(parent)?;
         let attr = read::lookup(&tables, dir, name)?;
         Ok(Attr { ino: attr.ino.in_view(parent.view()), ..attr })
+    }
+
+    fn unnamed(&self) -> Result<Vec<Ino>> {
+        read::orphans(&*self.inner.db)
     }
 
     fn attr(&self, ino: Ino) -> Result<Attr> {

@@ -9,7 +9,9 @@ use kos_rpc::{Claim, Client, ControlInfo, Host, Numbered, Peer, Server};
 use kos_types::{Access, Cred, Error, Fabric, FileKind, Kind, Op, ROOT, Reply, Result, XattrMode};
 
 fn node(state: &Path) -> Arc<Node> {
-    Arc::new(Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0 }).expect("node"))
+    Arc::new(
+        Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0, resumes: false }).expect("node"),
+    )
 }
 
 fn who() -> Who {

@@ -10,7 +10,9 @@ use kos_types::{
 };
 
 fn node(state: &Path) -> Arc<Node> {
-    Arc::new(Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0 }).expect("node"))
+    Arc::new(
+        Node::open(&Options { state: vec![state.to_owned()], ram_bytes: 0, resumes: false }).expect("node"),
+    )
 }
 
 fn create(name: &str) -> Op {

@@ -1,11 +1,12 @@
 //! What file operations mean, without a word of the kernel's protocol.
 
+mod handles;
+mod recover;
 mod sync;
 mod unnamed;
 
-use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use kos_types::{
@@ -13,12 +14,15 @@ use kos_types::{
     SetAttr, Source, SpaceUsage, XattrMode, limits,
 };
 
+use self::handles::{Handle, Handles, Opened};
+use crate::arena::Arena;
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
 use crate::known::Known;
 use crate::leases::{Held, is_shared};
 use crate::locks::Locks;
+use crate::once;
 use crate::seal::{Backing, Register, SEAL};
 use crate::signals::Signals;
 
@@ -35,22 +39,6 @@ pub(crate) const TTL: Duration = Duration::from_secs(1);
 
 /// A file system call's target by name.
 pub(crate) type Name<'a> = (Ino, &'a [u8]);
-
-/// One open file description.
-enum Handle {
-    /// Of a region.
-    File {
-        ino: Ino,
-        way: Way,
-        writes: bool,
-        /// Flush errors it has reported or was opened after.
-        errors_seen: u64,
-        /// As open(2) was called.
-        flags: i32,
-    },
-    /// Of a control file or a job's: its contents when it was opened, unless they grow.
-    Control(Option<Arc<[u8]>>),
-}
 
 /// How the kernel is to treat an open file.
 #[derive(Debug, Clone)]
@@ -81,11 +69,13 @@ pub(crate) enum Allocate {
 /// A mounted fabric.
 pub(crate) struct Fs<F> {
     pub(crate) fabric: Arc<F>,
+    /// What the next process finds.
+    pub(crate) arena: Arc<Arena>,
+    once: Arc<once::Table>,
     pub(crate) files: Arc<Files<F>>,
     control: Tree,
     pub(crate) jobs: Jobs,
-    handles: Mutex<HashMap<u64, Handle>>,
-    next_handle: AtomicU64,
+    handles: Handles,
     pub(crate) known: Known,
     pub(crate) held: Held,
     pub(crate) locks: Arc<Locks>,
@@ -94,16 +84,14 @@ pub(crate) struct Fs<F> {
     pub(crate) streams: AtomicBool,
     /// The fabric is another process.
     pub(crate) is_remote: bool,
+    /// The next process goes on with this mount, if this one is killed.
+    pub(crate) outlives: AtomicBool,
     /// POSIX locks are asked of the fabric.
     pub(crate) share_locks: bool,
     /// Relaxed files have been opened beside other mounts.
     pub(crate) was_shared: AtomicBool,
     /// The kernel reads copies in place when it is told of them.
     pub(crate) in_place: AtomicBool,
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Whose changes leave setuid and setgid alone. The kernel asks for CAP_FSETID, which requests do not
@@ -129,12 +117,17 @@ fn unexpected(reply: &Reply) -> Error {
 }
 
 impl<F: Fabric> Fs<F> {
-    pub(crate) fn new(fabric: Arc<F>, control: Vec<ControlFile>) -> Self {
-        Self::with_patience(fabric, control, PATIENCE)
+    pub(crate) fn new(fabric: Arc<F>, control: Vec<ControlFile>, arena: Arc<Arena>) -> Self {
+        Self::with_patience(fabric, control, arena, PATIENCE)
     }
 
     /// `patience` is what a request waits for one thing.
-    pub(crate) fn with_patience(fabric: Arc<F>, control: Vec<ControlFile>, patience: Duration) -> Self {
+    pub(crate) fn with_patience(
+        fabric: Arc<F>,
+        control: Vec<ControlFile>,
+        arena: Arc<Arena>,
+        patience: Duration,
+    ) -> Self {
         let has_jobs = fabric.attr(JOBS).is_ok();
         let signals = Arc::<Signals>::default();
         Self {
@@ -142,18 +135,25 @@ impl<F: Fabric> Fs<F> {
             fabric,
             control: Tree::new(control, now(), has_jobs),
             jobs: Jobs::new(Arc::clone(&signals)),
-            handles: Mutex::default(),
-            next_handle: AtomicU64::new(1),
-            known: Known::default(),
+            handles: Handles::new(&arena),
+            once: Arc::new(once::Table::new(&arena)),
+            known: Known::new(&arena),
             held: Held::default(),
-            locks: Arc::new(Locks::new(Arc::clone(&signals))),
+            locks: Arc::new(Locks::new(Arc::clone(&signals), &arena)),
             signals,
             streams: AtomicBool::new(false),
             is_remote: false,
             share_locks: false,
             was_shared: AtomicBool::new(false),
             in_place: AtomicBool::new(false),
+            outlives: AtomicBool::new(false),
+            arena,
         }
+    }
+
+    /// A request begins that must not be done twice. What another process is asked it does once anyway.
+    pub(crate) fn once(&self, unique: u64) -> once::Request {
+        if self.is_remote { once::Request::default() } else { self.once.begin(unique) }
     }
 
     /// How long the kernel may answer for us. A program's setuid is never old: the kernel does not
@@ -247,7 +247,8 @@ impl<F: Fabric> Fs<F> {
         if let Some(attr) = self.job_linked(ino, (parent, name), who)? {
             return Ok(attr);
         }
-        let linked = self.fabric.propose(Op::Link { ino, parent, name: name.to_vec() });
+        let link = Op::Link { ino, parent, name: name.to_vec() };
+        let linked = self.fabric.propose_once(link, once::name());
         self.held.kept.changed(parent, name);
         linked?;
         self.known.named(ino);
@@ -283,7 +284,7 @@ impl<F: Fabric> Fs<F> {
         if control::owns(parent) {
             return Err(fixed());
         }
-        let removed = self.fabric.propose(op);
+        let removed = self.fabric.propose_once(op, once::name());
         self.held.kept.changed(parent, name);
         match removed? {
             Reply::Unlinked(attr) => {
@@ -434,7 +435,7 @@ impl<F: Fabric> Fs<F> {
     ) -> Result<(u64, Caching)> {
         if let Some((id, file)) = jobs::file_of(ino) {
             let contents = self.job_file_open(id, file, flags)?;
-            return Ok((self.add_handle(Handle::Control(Some(contents))), Caching::Direct));
+            return Ok((self.handles.add(Handle::Control(Some(contents))), Caching::Direct));
         }
         if control::owns(ino) {
             let file = self.control.file(ino)?;
@@ -442,7 +443,7 @@ impl<F: Fabric> Fs<F> {
                 return Err(fixed());
             }
             let contents = (!file.live).then(|| (file.read)().into());
-            return Ok((self.add_handle(Handle::Control(contents)), Caching::Direct));
+            return Ok((self.handles.add(Handle::Control(contents)), Caching::Direct));
         }
         if ino.view() != 0 && flags & libc::O_ACCMODE != libc::O_RDONLY {
             return Err(Error::new(Kind::ReadOnly, "open: a snapshot is not changed"));
@@ -474,21 +475,16 @@ impl<F: Fabric> Fs<F> {
         let (node, way, backing) = self.files.open(ino, (access, cacheable, consistency), lend);
         let writes = access != Access::Read;
         self.held.opened(ino, flags);
-        let handle = self.add_handle(Handle::File { ino, way, writes, errors_seen: node.errors(), flags });
+        let copy = backing.as_ref().map_or(0, |backing| backing.id);
+        let opened = Opened { ino, way, writes, errors_seen: node.errors(), flags, copy };
+        let handle = self.handles.add(Handle::File(opened));
         self.job_opened(ino, handle, flags);
         let ordinary = if way == Way::Cached { self.cached(consistency) } else { Caching::Direct };
         Ok((handle, backing.map_or(ordinary, Caching::InPlace)))
     }
 
-    fn add_handle(&self, handle: Handle) -> u64 {
-        let number = self.next_handle.fetch_add(1, Ordering::Relaxed);
-        lock(&self.handles).insert(number, handle);
-        number
-    }
-
     pub(crate) fn release(&self, handle: u64) {
-        let gone = lock(&self.handles).remove(&handle);
-        if let Some(Handle::File { ino, way, writes, flags, .. }) = gone {
+        if let Some(Handle::File(Opened { ino, way, writes, flags, .. })) = self.handles.remove(handle) {
             self.held.released(ino, flags);
             self.job_released(ino, handle);
             if writes {
@@ -499,17 +495,22 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
+    /// The handles of this file that may write.
+    pub(crate) fn writers_of(&self, ino: Ino) -> Vec<u64> {
+        let all = self.handles.files().into_iter();
+        all.filter(|(_, opened)| opened.ino == ino && opened.writes).map(|(number, _)| number).collect()
+    }
+
     /// Whether any handle is of this file.
     pub(crate) fn is_open(&self, ino: Ino) -> bool {
-        lock(&self.handles).values().any(|open| matches!(open, Handle::File { ino: of, .. } if *of == ino))
+        self.handles.any_of(ino)
     }
 
     /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
     pub(crate) fn read(&self, ino: Ino, handle: u64, off: u64, out: &mut [u8]) -> Result<usize> {
         if control::owns(ino) {
-            let kept = match lock(&self.handles).get(&handle) {
-                Some(Handle::Control(contents)) => contents.clone(),
-                _ => return Err(Error::new(Kind::Stale, "read: control file")),
+            let Some(Handle::Control(kept)) = self.handles.get(handle) else {
+                return Err(Error::new(Kind::Stale, "read: control file"));
             };
             let contents = kept.map_or_else(|| self.control.read(ino).map(Arc::from), Ok)?;
             let from = usize::try_from(off).unwrap_or(usize::MAX).min(contents.len());
@@ -661,7 +662,7 @@ impl<F: Fabric> Fs<F> {
             may_pin(name, by)?;
         }
         let op = Op::SetXattr { ino, name: name.to_vec(), value: value.to_vec(), mode };
-        let set = self.fabric.propose(op);
+        let set = self.fabric.propose_once(op, once::name());
         self.held.kept.forget(ino);
         set.map(drop)
     }
@@ -676,7 +677,8 @@ impl<F: Fabric> Fs<F> {
         }
         // The directory above may be pinned.
         may_pin(name, by)?;
-        let removed = self.fabric.propose(Op::RemoveXattr { ino, name: name.to_vec() });
+        let remove = Op::RemoveXattr { ino, name: name.to_vec() };
+        let removed = self.fabric.propose_once(remove, once::name());
         self.held.kept.forget(ino);
         removed.map(drop)
     }

@@ -4,27 +4,34 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::Ino;
+
+use crate::arena::{Arena, Slot, Slots};
 
 /// Parts with a lock of their own: every lookup passes here.
 const SHARDS: usize = 16;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Inode {
     /// Answers that named it, less those the kernel forgot.
     lookups: u64,
+    /// Where the next process finds it.
+    slot: Option<Slot>,
     /// It has no name any more.
     orphan: bool,
+    /// An earlier process told the kernel of it too, who knows how often.
+    inherited: bool,
     /// What the kernel at least takes for its size, where it may have ignored what it was told.
     size_least: Option<u64>,
 }
 
 /// All of a mount.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Known {
     shards: [Mutex<HashMap<Ino, Inode>>; SHARDS],
+    slots: Slots<1>,
 }
 
 fn lock(shard: &Mutex<HashMap<Ino, Inode>>) -> MutexGuard<'_, HashMap<Ino, Inode>> {
@@ -32,13 +39,28 @@ fn lock(shard: &Mutex<HashMap<Ino, Inode>>) -> MutexGuard<'_, HashMap<Ino, Inode
 }
 
 impl Known {
+    pub(crate) fn new(arena: &Arc<Arena>) -> Self {
+        let known = Self { shards: Default::default(), slots: arena.known() };
+        for (slot, [ino]) in known.slots.taken() {
+            // What it takes for their sizes is not known either.
+            let inherited =
+                Inode { lookups: 0, slot: Some(slot), orphan: false, inherited: true, size_least: Some(0) };
+            known.shard(Ino(ino)).insert(Ino(ino), inherited);
+        }
+        known
+    }
+
     fn shard(&self, ino: Ino) -> MutexGuard<'_, HashMap<Ino, Inode>> {
         lock(&self.shards[(ino.0 % SHARDS as u64) as usize])
     }
 
     /// The kernel is about to be told of it once more.
     pub(crate) fn told(&self, ino: Ino) {
-        self.shard(ino).entry(ino).or_default().lookups += 1;
+        let new = || {
+            let slot = self.slots.take([ino.0]);
+            Inode { lookups: 0, slot, orphan: false, inherited: false, size_least: None }
+        };
+        self.shard(ino).entry(ino).or_insert_with(new).lookups += 1;
     }
 
     /// The kernel forgot so many of them. A forget may be late: the kernel may have been told of
@@ -47,8 +69,21 @@ impl Known {
         let mut shard = self.shard(ino);
         let Entry::Occupied(mut entry) = shard.entry(ino) else { return false };
         let inode = entry.get_mut();
+        // It forgets an inode's answers all at once; only one that it could not use goes by itself.
+        if inode.inherited && times <= inode.lookups {
+            inode.lookups -= times;
+            return false;
+        }
         inode.lookups = inode.lookups.saturating_sub(times);
-        inode.lookups == 0 && entry.remove().orphan
+        inode.lookups == 0 && self.gone(entry.remove())
+    }
+
+    /// The kernel knows it no more. Whether it is to be dropped.
+    fn gone(&self, inode: Inode) -> bool {
+        if let Some(slot) = inode.slot {
+            self.slots.put_back(slot);
+        }
+        inode.orphan
     }
 
     /// It lost its last name. Whether it is to be dropped at once: the kernel does not know it.
@@ -103,7 +138,7 @@ impl Known {
     /// The kernel forgot all of them with its mount. Those to be dropped.
     pub(crate) fn end(&self) -> Vec<Ino> {
         let all = self.shards.iter().flat_map(|shard| std::mem::take(&mut *lock(shard)));
-        all.filter(|(_, inode)| inode.orphan).map(|(ino, _)| ino).collect()
+        all.filter_map(|(ino, inode)| self.gone(inode).then_some(ino)).collect()
     }
 }
 
@@ -113,9 +148,33 @@ mod tests {
 
     const FILE: Ino = Ino(77);
 
+    fn known() -> Known {
+        Known::new(&Arena::new().expect("arena"))
+    }
+
+    #[test]
+    fn what_the_process_before_told_is_known_until_all_of_it_is_forgotten() {
+        let arena = Arena::new().expect("arena");
+        let first = Known::new(&arena);
+        [FILE, FILE, Ino(78), Ino(79)].into_iter().for_each(|ino| first.told(ino));
+        assert!(!first.forgot(Ino(79), 1));
+        drop(first);
+
+        let next = Known::new(&arena);
+        let mut all = next.all();
+        all.sort_unstable();
+        assert_eq!(all, [FILE, Ino(78)]);
+        assert!(!next.unnamed(FILE), "the kernel knows it");
+        next.told(FILE);
+        assert!(!next.forgot(FILE, 1), "an answer that it could not use");
+        next.told(FILE);
+        assert!(next.forgot(FILE, 3), "all of them");
+        assert!(!next.sized(Ino(78), 5), "it may have heard of another size");
+    }
+
     #[test]
     fn a_size_is_sure_until_something_is_thrown_out() {
-        let known = Known::default();
+        let known = known();
         known.thrown_out(FILE);
         assert!(known.sized(FILE, 5), "the kernel does not know it");
         known.told(FILE);
@@ -136,7 +195,7 @@ mod tests {
 
     #[test]
     fn an_orphan_goes_with_the_last_of_what_was_told() {
-        let known = Known::default();
+        let known = known();
         known.told(FILE);
         known.told(FILE);
         assert!(!known.forgot(FILE, 1), "it has a name");
@@ -150,7 +209,7 @@ mod tests {
 
     #[test]
     fn what_gets_its_first_name_stays() {
-        let known = Known::default();
+        let known = known();
         known.told(FILE);
         assert!(!known.unnamed(FILE));
         known.named(FILE);
@@ -161,7 +220,7 @@ mod tests {
 
     #[test]
     fn orphans_go_with_the_mount() {
-        let known = Known::default();
+        let known = known();
         known.told(FILE);
         known.told(Ino(78));
         assert!(!known.unnamed(FILE));

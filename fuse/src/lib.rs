@@ -13,6 +13,7 @@ mod known;
 mod leases;
 mod locks;
 mod mount;
+mod once;
 mod relaxed;
 mod seal;
 mod session;

@@ -2,6 +2,8 @@
 //! them apart. Those who wait hold no thread of the session: their answers are kept until the fabric grants, or until a
 //! signal is pending.
 
+mod record;
+
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,6 +12,8 @@ use std::time::Duration;
 
 use kos_types::{Error, Fabric, FileLock, Ino, Kind, LockAnswer, Result};
 
+use self::record::Record;
+use crate::arena::Arena;
 use crate::signals::{self, Signals};
 
 /// Requests that wait at once.
@@ -23,6 +27,7 @@ pub(crate) type Deliver = Box<dyn FnOnce(Result<LockAnswer>) + Send>;
 struct Waiter {
     request: u64,
     ino: Ino,
+    handle: u64,
     lock: FileLock,
     who: signals::Waiter,
     deliver: Deliver,
@@ -34,6 +39,7 @@ type Owner = (Ino, u64, u64, bool);
 /// The locks of one mount, as far as it must know of them.
 pub(crate) struct Locks {
     signals: Arc<Signals>,
+    record: Record,
     owners: Mutex<HashSet<Owner>>,
     waiting: Mutex<Waiting>,
     changed: Condvar,
@@ -51,13 +57,24 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Locks {
-    pub(crate) fn new(signals: Arc<Signals>) -> Self {
+    pub(crate) fn new(signals: Arc<Signals>, arena: &Arc<Arena>) -> Self {
         Self {
             signals,
+            record: Record::new(arena),
             owners: Mutex::default(),
             waiting: Mutex::default(),
             changed: Condvar::new(),
             last: AtomicU64::new(0),
+        }
+    }
+
+    /// Take again what programs held when an earlier process was killed, before anybody else is asked.
+    pub(crate) fn recover<F: Fabric>(&self, fabric: &F) {
+        for (ino, handle, held) in self.record.left() {
+            match fabric.set_lock(ino, &held, None) {
+                Ok(LockAnswer::Granted) => self.note(ino, handle, &held),
+                other => kos_types::log!("kos-fuse: a lock of inode {} is lost: {other:?}", ino.0),
+            }
         }
     }
 
@@ -70,7 +87,9 @@ impl Locks {
         wanted: &FileLock,
     ) -> Result<LockAnswer> {
         self.note(ino, handle, wanted);
-        fabric.set_lock(ino, wanted, None)
+        let answer = fabric.set_lock(ino, wanted, None);
+        self.record.keep(fabric, (ino, handle), wanted, &answer);
+        answer
     }
 
     /// Take, and wait for it: the answer comes now, or from another thread.
@@ -84,18 +103,26 @@ impl Locks {
     ) {
         self.note(ino, handle, &wanted);
         let request = self.last.fetch_add(1, Ordering::Relaxed);
-        match fabric.set_lock(ino, &wanted, Some(request)) {
+        let waiter = Waiter { request, ino, handle, lock: wanted, who, deliver };
+        match fabric.set_lock(ino, &waiter.lock, Some(request)) {
             Ok(LockAnswer::Waiting) => {}
-            other => return deliver(other),
+            other => return self.tell(fabric, waiter, other),
         }
         let mut waiting = lock(&self.waiting);
         if waiting.stop || waiting.list.len() >= WAITERS_MAX {
             drop(waiting);
-            return deliver(Self::give_up(fabric, (request, ino, &wanted), Ok(LockAnswer::Full)));
+            let given_up = Self::give_up(fabric, &waiter, Ok(LockAnswer::Full));
+            return self.tell(fabric, waiter, given_up);
         }
-        waiting.list.push(Waiter { request, ino, lock: wanted, who, deliver });
+        waiting.list.push(waiter);
         drop(waiting);
         self.changed.notify_all();
+    }
+
+    /// Nobody waits for it any more.
+    fn tell<F: Fabric>(&self, fabric: &F, waiter: Waiter, answer: Result<LockAnswer>) {
+        self.record.keep(fabric, (waiter.ino, waiter.handle), &waiter.lock, &answer);
+        (waiter.deliver)(answer);
     }
 
     fn note(&self, ino: Ino, handle: u64, wanted: &FileLock) {
@@ -105,13 +132,9 @@ impl Locks {
     }
 
     /// Nobody waits for it any more. Answers `refused`, unless the lock is there by now.
-    fn give_up<F: Fabric>(
-        fabric: &F,
-        (request, ino, wanted): (u64, Ino, &FileLock),
-        refused: Result<LockAnswer>,
-    ) -> Result<LockAnswer> {
-        fabric.cancel_lock(request)?;
-        match fabric.set_lock(ino, wanted, None)? {
+    fn give_up<F: Fabric>(fabric: &F, waiter: &Waiter, refused: Result<LockAnswer>) -> Result<LockAnswer> {
+        fabric.cancel_lock(waiter.request)?;
+        match fabric.set_lock(waiter.ino, &waiter.lock, None)? {
             LockAnswer::Granted => Ok(LockAnswer::Granted),
             _ => refused,
         }
@@ -125,14 +148,14 @@ impl Locks {
         drop(waiting);
         // One that is just being looked at is asked about when it has been.
         if let Some(waiter) = found {
-            Self::end(fabric, waiter);
+            self.end(fabric, waiter);
         }
     }
 
-    fn end<F: Fabric>(fabric: &F, waiter: Waiter) {
+    fn end<F: Fabric>(&self, fabric: &F, waiter: Waiter) {
         let signal = Err(Error::new(Kind::Interrupted, "lock: a signal"));
-        let given_up = Self::give_up(fabric, (waiter.request, waiter.ino, &waiter.lock), signal);
-        (waiter.deliver)(given_up);
+        let given_up = Self::give_up(fabric, &waiter, signal);
+        self.tell(fabric, waiter, given_up);
     }
 
     /// A process closes a file: its locks there go.
@@ -147,9 +170,11 @@ impl Locks {
 
     fn drop_owners<F: Fabric>(&self, fabric: &F, gone: impl Fn(&Owner) -> bool) -> Result<()> {
         let gone: Vec<Owner> = lock(&self.owners).extract_if(gone).collect();
-        gone.into_iter().try_for_each(|(ino, owner, _, flock)| {
+        gone.into_iter().try_for_each(|(ino, owner, handle, flock)| {
             let all = FileLock { owner, kind: None, start: 0, end: u64::MAX, pid: 0, flock };
-            fabric.set_lock(ino, &all, None).map(drop)
+            let answer = fabric.set_lock(ino, &all, None);
+            self.record.keep(fabric, (ino, handle), &all, &answer);
+            answer.map(drop)
         })
     }
 
@@ -165,9 +190,9 @@ impl Locks {
         let mut still = Vec::new();
         for waiter in waiting {
             match fabric.set_lock(waiter.ino, &waiter.lock, Some(waiter.request)) {
-                Ok(LockAnswer::Waiting) if self.signals.interrupts(waiter.who) => Self::end(fabric, waiter),
+                Ok(LockAnswer::Waiting) if self.signals.interrupts(waiter.who) => self.end(fabric, waiter),
                 Ok(LockAnswer::Waiting) => still.push(waiter),
-                other => (waiter.deliver)(other),
+                other => self.tell(fabric, waiter, other),
             }
         }
         lock(&self.waiting).list.append(&mut still);

@@ -3,10 +3,12 @@
 use std::fmt;
 use std::fs;
 use std::io;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::thread;
 use std::time::Duration;
@@ -16,6 +18,7 @@ use kos_types::{Error, Fabric, Ino, Kind, Result};
 use rustix::fs::{major, minor};
 pub use rustix::mount::MountFlags;
 
+use crate::arena::Arena;
 use crate::attach::{Detach, abort, attach, detach};
 use crate::control::ControlFile;
 use crate::file::Flusher;
@@ -24,6 +27,7 @@ use crate::jobs::Answerer;
 use crate::leases::{Noted, Returns, Watch};
 use crate::locks;
 use crate::session::{Caches, Fuser, Own, READ_BYTES_MAX, Session, WRITE_BYTES_MAX, raise_pages};
+use crate::supervisor::{Kept, Link};
 
 /// The kernel offers 128 KiB; sequential readers gain up to here.
 const READAHEAD_KIB: u32 = 4096;
@@ -134,47 +138,83 @@ impl fmt::Debug for Mounted {
 
 /// Mount `fabric`, with `control` beside the regions' tree. The mount answers when this returns; `ended` is called when it is gone, whoever
 /// unmounted it. `lease` is given what the mount keeps in memory, and gives its leases; a fabric that is never
-/// [`Fabric::shared`] needs none.
+/// [`Fabric::shared`] needs none. With a supervisor, the next process goes on with the mount if this one is killed, as this
+/// one does with what it `Kept`.
 ///
 /// # Errors
 /// `Io` when the kernel refuses: no /dev/fuse, no privilege, no directory.
 pub fn mount<F: Fabric + 'static>(
     fabric: Arc<F>,
     options: &MountOptions,
+    supervised: Option<(&Link, Kept)>,
     control: Vec<ControlFile>,
     lease: impl FnOnce(Arc<dyn Cache>) -> Result<Option<Arc<dyn Leases>>>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
     match options.session {
-        SessionKind::Fuser => mount_by::<F, Fuser<F>>(fabric, options, control, lease, ended),
-        SessionKind::Dev => mount_by::<F, Own<F, false>>(fabric, options, control, lease, ended),
-        SessionKind::Uring => mount_by::<F, Own<F, true>>(fabric, options, control, lease, ended),
+        SessionKind::Fuser => mount_by::<F, Fuser<F>>(fabric, options, supervised, control, lease, ended),
+        SessionKind::Dev => mount_by::<F, Own<F, false>>(fabric, options, supervised, control, lease, ended),
+        SessionKind::Uring => mount_by::<F, Own<F, true>>(fabric, options, supervised, control, lease, ended),
     }
+}
+
+/// Attach a new mount and agree with the kernel on its terms.
+fn begin<F: Fabric + 'static, S: Session<F>>(fs: &Arc<Fs<F>>, options: &MountOptions) -> Result<S> {
+    if let Err(e) = raise_pages(WRITE_BYTES_MAX) {
+        kos_types::log!("kos-fuse: {e}: what is only written goes through the page cache");
+    }
+    let device = attach(options, READ_BYTES_MAX)?;
+    S::begin(Arc::clone(fs), device, options.threads).map_err(|e| {
+        // Nothing serves it: a mount left behind would only answer "not connected".
+        let _ = detach(&options.dir, Detach::Lazy);
+        Error::io("mount: handshake with the kernel", &e)
+    })
+}
+
+/// Leave the mount to the next process, where one could go on with it.
+fn keep(link: &Link, arena: &Arena, devices: &[Arc<OwnedFd>]) -> io::Result<()> {
+    if devices.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::Unsupported, "nobody else could go on with this session"));
+    }
+    // First what the connections are of no use without.
+    link.keep_memory(arena.memory())?;
+    devices.iter().try_for_each(|device| link.keep_device(device.as_fd()))
 }
 
 fn mount_by<F: Fabric + 'static, S: Session<F>>(
     fabric: Arc<F>,
     options: &MountOptions,
+    supervised: Option<(&Link, Kept)>,
     control: Vec<ControlFile>,
     lease: impl FnOnce(Arc<dyn Cache>) -> Result<Option<Arc<dyn Leases>>>,
     ended: impl FnOnce() + Send + 'static,
 ) -> Result<Mounted> {
-    let mut fs = Fs::new(fabric, control);
+    let (link, kept) = supervised.map_or_else(|| (None, Kept::default()), |(link, kept)| (Some(link), kept));
+    let arena = kept.memory.map_or_else(Arena::new, Arena::adopt);
+    let arena = arena.map_err(|e| Error::io("mount: memory for the next process", &e))?;
+    let resumes = !kept.devices.is_empty();
+    let mut fs = Fs::new(fabric, control, arena);
+    fs.outlives.store(link.is_some(), Ordering::Relaxed);
     fs.share_locks = options.share_locks;
     fs.is_remote = options.remote;
     let fs = Arc::new(fs);
+    let session = if resumes {
+        let resumed = S::resume(Arc::clone(&fs), kept.devices).map_err(|e| Error::io("mount: go on", &e))?;
+        fs.recover(&|id| resumed.copy(id))?;
+        resumed
+    } else {
+        begin(&fs, options)?
+    };
     if options.first {
         fs.job_leftovers()?;
     }
-    if let Err(e) = raise_pages(WRITE_BYTES_MAX) {
-        kos_types::log!("kos-fuse: {e}: what is only written goes through the page cache");
+    if let Some(link) = link.filter(|_| !resumes)
+        && let Err(e) = keep(link, &fs.arena, &session.devices())
+    {
+        kos_types::log!(
+            "kos-fuse: the supervisor takes nothing: {e}: if this process is killed, the mount ends"
+        );
     }
-    let device = attach(options, READ_BYTES_MAX)?;
-    let session = S::begin(Arc::clone(&fs), device, options.threads).map_err(|e| {
-        // Nothing serves it: a mount left behind would only answer "not connected".
-        let _ = detach(&options.dir, Detach::Lazy);
-        Error::io("mount: handshake with the kernel", &e)
-    })?;
 
     let caches: Arc<dyn Caches> = session.caches().into();
     let noted: Arc<dyn Caches> = Arc::new(Noted { fs: Arc::clone(&fs), kernel: Arc::clone(&caches) });
@@ -196,6 +236,10 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         ended();
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
+    if resumes {
+        caches.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
+        fs.forget_leases_before(&*caches);
+    }
     let dev = fs::metadata(&options.dir).map_err(|e| Error::io("mount: stat", &e))?.dev();
     if let Err(e) = raise_readahead(dev) {
         kos_types::log!("kos-fuse: readahead stays at the kernel's default: {e}");

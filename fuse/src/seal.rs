@@ -24,7 +24,11 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(2);
 /// What a session has made of a copy that the kernel is to read. Only that session knows what it is; the
 /// kernel is told that it ends when the last clone is dropped.
 #[derive(Clone)]
-pub(crate) struct Backing(pub(crate) Arc<dyn Any + Send + Sync>);
+pub(crate) struct Backing {
+    /// What the kernel calls it; 0 where only the session may know.
+    pub(crate) id: u32,
+    pub(crate) held: Arc<dyn Any + Send + Sync>,
+}
 
 impl fmt::Debug for Backing {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -24,6 +24,8 @@ pub struct Daemon {
     root: TempDir,
     child: Option<Child>,
     ram_bytes: u64,
+    /// The process that is started is the supervisor of the one that serves.
+    supervised: bool,
     /// The daemon's binary.
     pub program: PathBuf,
     /// Variables of its environment.
@@ -101,6 +103,41 @@ impl Daemon {
         Self::with_ram(0)
     }
 
+    /// Start one under a supervisor, with so many bytes of memory tier: another one goes on with its mount when it is killed.
+    #[must_use]
+    pub fn supervised(ram_bytes: u64) -> Self {
+        let mut daemon = Self::unstarted(ram_bytes);
+        daemon.supervised = true;
+        daemon.spawn();
+        daemon
+    }
+
+    /// The process that serves, which is not [`Self::pid`] under a supervisor.
+    #[must_use]
+    pub fn serving_pid(&self) -> Option<u32> {
+        let text = fs::read(self.state().join("run.json")).ok()?;
+        let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+        u32::try_from(run["pid"].as_u64()?).ok()
+    }
+
+    /// kill -9 of the process that serves, under a supervisor; the next one serves when this returns.
+    pub fn crash(&self) {
+        let killed = self.serving_pid().expect("a daemon");
+        send(killed, rustix::process::Signal::KILL);
+        self.await_next(killed);
+    }
+
+    /// Have the supervisor start a new daemon in place of the one that serves, which hands its mount over.
+    pub fn upgrade(&self) {
+        let before = self.serving_pid().expect("a daemon");
+        send(self.pid(), rustix::process::Signal::HUP);
+        self.await_next(before);
+    }
+
+    fn await_next(&self, before: u32) {
+        wait_for("the next daemon", || self.serving_pid().is_some_and(|pid| pid != before));
+    }
+
     /// Start one on a disk of so many bytes, which is a tmpfs.
     #[must_use]
     pub fn on_disk(bytes: u64) -> Self {
@@ -136,7 +173,7 @@ impl Daemon {
         let root = tempfile::Builder::new().prefix("kos-test").tempdir().expect("temporary directory");
         fs::create_dir(root.path().join("state")).expect("state directory");
         fs::create_dir(root.path().join("mnt")).expect("mount directory");
-        Self { root, child: None, ram_bytes, program: binary("fabricd"), env: Vec::new() }
+        Self { root, child: None, ram_bytes, supervised: false, program: binary("fabricd"), env: Vec::new() }
     }
 
     /// The mount directory.
@@ -247,6 +284,7 @@ impl Daemon {
             // By this name `kos` knows it, also the one with failpoints.
             .arg0("fabricd")
             .envs(self.env.iter().map(|(name, value)| (name, value)))
+            .args(self.supervised.then_some("--supervise"))
             .arg("--state")
             .arg(self.state())
             .arg("--mount")
@@ -277,11 +315,23 @@ impl Daemon {
 
     /// kill -9, and clear the dead mount away.
     pub fn kill(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("kill");
-            child.wait().expect("wait");
+        if let Some(child) = self.child.take() {
+            self.kill_all(child).expect("kill");
         }
         self.detach();
+    }
+
+    /// The supervisor first, or it would start another.
+    fn kill_all(&self, mut child: Child) -> io::Result<()> {
+        child.kill()?;
+        child.wait()?;
+        if self.supervised
+            && let Some(pid) = self.serving_pid()
+            && Path::new("/proc").join(pid.to_string()).exists()
+        {
+            send(pid, rustix::process::Signal::KILL);
+        }
+        Ok(())
     }
 
     /// SIGTERM: flush, unmount, exit.
@@ -307,15 +357,18 @@ impl Daemon {
 }
 
 fn terminate(child: &Child) {
-    let pid = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("SIGTERM");
+    send(child.id(), rustix::process::Signal::TERM);
+}
+
+fn send(pid: u32, signal: rustix::process::Signal) {
+    let pid = rustix::process::Pid::from_raw(pid.cast_signed()).expect("a process");
+    rustix::process::kill_process(pid, signal).expect("signal");
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            drop(child.kill());
-            drop(child.wait());
+        if let Some(child) = self.child.take() {
+            drop(self.kill_all(child));
         }
         if std::thread::panicking() {
             eprintln!("the daemon's log:\n{}", self.log());

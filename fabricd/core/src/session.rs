@@ -3,7 +3,9 @@
 
 use alloc::vec::Vec;
 
-use kos_types::{Attr, Error, Ino, JobId, Kind, Op, Origin, Reply, Result, Seq, SessionId, Snapshot, limits};
+use kos_types::{
+    Attr, Error, Ino, JobId, Kind, Once, Op, Origin, Reply, Result, Seq, SessionId, Snapshot, limits,
+};
 
 use crate::apply::Txn;
 use crate::record::{Reader, Session};
@@ -15,7 +17,7 @@ const DROP: usize = 64;
 /// Before a command runs: refuse what is fenced, and find the answer if it ran before.
 pub(crate) fn admit<T: Tables>(txn: &mut Txn<'_, T>, origin: &Origin) -> Result<Option<Reply>> {
     if origin.session == SessionId::default() {
-        return Ok(None);
+        return origin.once.map_or(Ok(None), |once| answered(txn, once));
     }
     // The answer comes first: what was applied stays applied when the session has ended since.
     if origin.seq > 0
@@ -40,6 +42,10 @@ pub(crate) fn admit<T: Tables>(txn: &mut Txn<'_, T>, origin: &Origin) -> Result<
 
 /// After it ran: keep its answer, and drop those the client has.
 pub(crate) fn keep<T: Tables>(txn: &mut Txn<'_, T>, origin: &Origin, reply: &Reply) -> Result<()> {
+    if let Some(once) = origin.once {
+        let kept = [name(once).as_slice(), &encode_reply(reply)].concat();
+        txn.tables.put(once_key(once), kept);
+    }
     if origin.session == SessionId::default() || origin.seq == 0 {
         return Ok(());
     }
@@ -51,6 +57,24 @@ pub(crate) fn keep<T: Tables>(txn: &mut Txn<'_, T>, origin: &Origin, reply: &Rep
         drop_answers(txn, origin.session, session.answered)?;
     }
     Ok(())
+}
+
+fn once_key(once: Once) -> Vec<u8> {
+    keys::answer(SessionId::default(), once.slot.into())
+}
+
+fn name(once: Once) -> [u8; 16] {
+    let mut name = [0; 16];
+    name[..8].copy_from_slice(&once.mount.to_le_bytes());
+    name[8..].copy_from_slice(&once.request.to_le_bytes());
+    name
+}
+
+/// The answer of a request of the fabric's own mount that was applied before.
+fn answered<T: Tables>(txn: &Txn<'_, T>, once: Once) -> Result<Option<Reply>> {
+    let kept = txn.tables.get(&once_key(once))?;
+    let of_it = kept.as_deref().and_then(|kept| kept.strip_prefix(&name(once)));
+    of_it.map(decode_reply).transpose()
 }
 
 /// Whether data may be written under the command's grant.

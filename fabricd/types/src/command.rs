@@ -28,6 +28,21 @@ pub struct Origin {
     /// The grant under which data is written; one older than the inode's fence is refused. 0 needs
     /// none.
     pub grant: u64,
+    /// For the fabric itself, where a process may be killed and the next one asked again.
+    pub once: Option<Once>,
+}
+
+/// Names a request, so that its command is applied once although the process that proposed it was killed before it
+/// could answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+pub struct Once {
+    /// Where its answer is kept, over that of the request before. No other request has this number until it is answered.
+    pub slot: u32,
+    /// Whose request it is: a number that no other mount has or had.
+    pub mount: u64,
+    /// The mount's number of the request.
+    pub request: u64,
 }
 
 /// One entry of the log.

@@ -4,8 +4,8 @@ use std::fs::File;
 use std::time::Duration;
 
 use crate::{
-    Attr, Dirent, Error, FileLock, Ino, Job, JobId, Kind, LockAnswer, Op, Policy, Reply, Result, Sharing,
-    Snapshot, SpaceUsage, StripeId,
+    Attr, Dirent, Error, FileLock, Ino, Job, JobId, Kind, LockAnswer, Once, Op, Policy, Reply, Result,
+    Sharing, Snapshot, SpaceUsage, StripeId,
 };
 
 /// Where the bytes of a range are.
@@ -63,6 +63,15 @@ pub trait Fabric: Send + Sync {
     /// As the operation says; on an error nothing has changed.
     fn propose(&self, op: Op) -> Result<Reply>;
 
+    /// The same for a request that may be asked again by the next process: it is applied once. A fabric that is another
+    /// process sees to that itself.
+    ///
+    /// # Errors
+    /// As [`Self::propose`].
+    fn propose_once(&self, op: Op, _once: Option<Once>) -> Result<Reply> {
+        self.propose(op)
+    }
+
     /// The same for several, in order: each is applied or refused by itself. Cheaper than one after the
     /// other where nobody needs the first one's answer to ask for the next.
     fn propose_all(&self, ops: Vec<Op>) -> Vec<Result<Reply>> {
@@ -74,6 +83,14 @@ pub trait Fabric: Send + Sync {
     /// # Errors
     /// `NotFound`, `NotDir`, `NameTooLong`.
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Attr>;
+
+    /// Inodes without a name that an earlier process of this mount may have had in use.
+    ///
+    /// # Errors
+    /// As the fabric says.
+    fn unnamed(&self) -> Result<Vec<Ino>> {
+        Ok(Vec::new())
+    }
 
     /// Attributes.
     ///
@@ -265,6 +282,12 @@ pub trait Fabric: Send + Sync {
     /// `Invalid`.
     fn set_lock(&self, _ino: Ino, _lock: &FileLock, _wait: Option<u64>) -> Result<LockAnswer> {
         Err(no_locks())
+    }
+
+    /// What an owner holds of a file, for who keeps it over the end of this process. A fabric that is another process keeps
+    /// it itself.
+    fn locks_held(&self, _ino: Ino, _owner: u64, _flock: bool) -> Vec<FileLock> {
+        Vec::new()
     }
 
     /// The request of that number waits no more.

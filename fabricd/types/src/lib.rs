@@ -18,7 +18,7 @@ mod policy;
 
 pub use attr::{Attr, Dirent, FileKind, Snapshot, SpaceUsage, Time};
 pub use command::{
-    Command, Cred, ExtentPut, Op, Origin, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode,
+    Command, Cred, ExtentPut, Once, Op, Origin, RenameMode, Reply, SetAttr, SetSize, TimeChange, XattrMode,
 };
 pub use error::{Error, Kind, Result};
 pub use fabric::{Access, Extent, ExtentMap, Fabric, Source};

@@ -2,8 +2,6 @@
 //! killed. What is in it is right at every moment: a word that says that something is there is written last and taken
 //! away first. Nothing in it is on disk; a power cut takes it as it takes the page cache.
 
-#![expect(dead_code, reason = "the mount begins to use it with the changes that follow")]
-
 mod slots;
 
 use std::io;
@@ -15,9 +13,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::rand::{GetRandomFlags, getrandom};
 
-#[expect(unused_imports, reason = "the same")]
-pub(crate) use self::slots::Slot;
-pub(crate) use self::slots::Slots;
+pub(crate) use self::slots::{Slot, Slots};
 
 /// "kosfs ar" and the number of this layout: another one is not taken over.
 const MAGIC: u64 = u64::from_le_bytes(*b"kosfsar1");
@@ -58,13 +54,13 @@ impl Table {
 }
 
 /// Open files.
-const HANDLES: Table = Table { begin: PAGE_BYTES, words: 4, slots: 1 << 20, number: 0 };
+const HANDLES: Table = Table { begin: PAGE_BYTES, words: 5, slots: 1 << 20, number: 0 };
 /// Inodes that the kernel knows.
 const KNOWN: Table = HANDLES.then(1, 1 << 24);
 /// Requests that are not to be done twice.
-const REQUESTS: Table = KNOWN.then(4, 1 << 12);
+const REQUESTS: Table = KNOWN.then(2, 1 << 12);
 /// Locks that programs of the mount hold.
-const LOCKS: Table = REQUESTS.then(8, 1 << 16);
+const LOCKS: Table = REQUESTS.then(6, 1 << 16);
 const BYTES: usize = LOCKS.end();
 
 /// The memory of one mount.
@@ -160,10 +156,10 @@ macro_rules! tables {
 }
 
 tables! {
-    HANDLES: handles, 4;
+    HANDLES: handles, 5;
     KNOWN: known, 1;
-    REQUESTS: requests, 4;
-    LOCKS: locks, 8;
+    REQUESTS: requests, 2;
+    LOCKS: locks, 6;
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! A table of slots in an arena: each is there or not, whenever a process is killed.
 
+use std::num::NonZeroU32;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -7,7 +8,19 @@ use super::{Arena, Table, USED_AT, WORD_BYTES};
 
 /// One slot of a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Slot(u32);
+pub(crate) struct Slot(NonZeroU32);
+
+impl Slot {
+    const fn at(place: u32) -> Self {
+        // Tables are far smaller.
+        Self(NonZeroU32::MIN.saturating_add(place))
+    }
+
+    /// Its place in the table.
+    pub(crate) const fn number(self) -> u32 {
+        self.0.get() - 1
+    }
+}
 
 /// A table whose slots have `N` words. The first word of a slot that is taken is not 0.
 #[derive(Debug)]
@@ -31,7 +44,7 @@ impl<const N: usize> Slots<N> {
         // What the process before counted, and at most the table.
         let used = arena.word(USED_AT + table.number).load(Ordering::Acquire).min(table.slots as u64) as u32;
         let slots = Self { arena, table, free: Mutex::new(Free { list: Vec::new(), used }) };
-        let list = (0..used).rev().filter(|&slot| slots.word(Slot(slot), 0) == 0).collect();
+        let list = (0..used).rev().filter(|&slot| slots.word(Slot::at(slot), 0) == 0).collect();
         slots.free().list = list;
         slots
     }
@@ -43,7 +56,7 @@ impl<const N: usize> Slots<N> {
     /// Take one for `words`. None when all are taken.
     pub(crate) fn take(&self, words: [u64; N]) -> Option<Slot> {
         assert_ne!(words[0], 0, "a slot that would be taken for a free one");
-        let slot = {
+        let slot = Slot::at({
             let mut free = self.free();
             match free.list.pop() {
                 Some(slot) => slot,
@@ -54,11 +67,11 @@ impl<const N: usize> Slots<N> {
                 }
                 None => return None,
             }
-        };
+        });
         for (at, word) in words.into_iter().enumerate().rev() {
-            self.set(Slot(slot), at, word);
+            self.set(slot, at, word);
         }
-        Some(Slot(slot))
+        Some(slot)
     }
 
     /// Set one word of a slot that is taken.
@@ -71,8 +84,9 @@ impl<const N: usize> Slots<N> {
     }
 
     fn at(&self, slot: Slot, at: usize) -> usize {
-        assert!(at < N && (slot.0 as usize) < self.table.slots, "a word of the slot");
-        self.table.begin / WORD_BYTES + slot.0 as usize * N + at
+        let place = slot.number() as usize;
+        assert!(at < N && place < self.table.slots, "a word of the slot");
+        self.table.begin / WORD_BYTES + place * N + at
     }
 
     /// What a slot holds.
@@ -83,13 +97,13 @@ impl<const N: usize> Slots<N> {
     /// Give one back.
     pub(crate) fn put_back(&self, slot: Slot) {
         self.set(slot, 0, 0);
-        self.free().list.push(slot.0);
+        self.free().list.push(slot.number());
     }
 
     /// All that are taken: at first, what the process before left.
     pub(crate) fn taken(&self) -> Vec<(Slot, [u64; N])> {
         let used = self.free().used;
-        let all = (0..used).map(|slot| (Slot(slot), self.get(Slot(slot))));
+        let all = (0..used).map(Slot::at).map(|slot| (slot, self.get(slot)));
         all.filter(|(_, words)| words[0] != 0).collect()
     }
 }
@@ -102,26 +116,26 @@ mod tests {
     fn slots_are_found_again_and_free_ones_used_again() {
         let arena = Arena::new().expect("arena");
         let slots = arena.requests();
-        let taken: Vec<_> = (1..=10).map(|n| slots.take([n, n * 2, 0, 0]).expect("room")).collect();
+        let taken: Vec<_> = (1..=10).map(|n| slots.take([n, n * 2]).expect("room")).collect();
         slots.put_back(taken[3]);
         slots.set(taken[4], 1, 77);
-        let found = |slots: &Slots<4>| slots.taken().into_iter().map(|(_, words)| words).collect::<Vec<_>>();
+        let found = |slots: &Slots<2>| slots.taken().into_iter().map(|(_, words)| words).collect::<Vec<_>>();
         let before = found(&slots);
-        assert_eq!((before.len(), before[3]), (9, [5, 77, 0, 0]));
+        assert_eq!((before.len(), before[3]), (9, [5, 77]));
         drop(slots);
         let again = arena.requests();
         assert_eq!(found(&again), before);
-        assert_eq!(again.take([9, 0, 0, 0]), Some(taken[3]));
-        assert_eq!(again.get(taken[3]), [9, 0, 0, 0]);
+        assert_eq!(again.take([9, 0]), Some(taken[3]));
+        assert_eq!(again.get(taken[3]), [9, 0]);
     }
 
     #[test]
     fn a_full_table_says_so() {
         let arena = Arena::new().expect("arena");
         let slots = arena.requests();
-        let all: Vec<_> = (0..slots.table.slots).map(|_| slots.take([1; 4]).expect("room")).collect();
-        assert_eq!(slots.take([1; 4]), None);
+        let all: Vec<_> = (0..slots.table.slots).map(|_| slots.take([1; 2]).expect("room")).collect();
+        assert_eq!(slots.take([1; 2]), None);
         slots.put_back(all[7]);
-        assert_eq!(slots.take([1; 4]), Some(all[7]));
+        assert_eq!(slots.take([1; 2]), Some(all[7]));
     }
 }

@@ -22,6 +22,7 @@ use kos_types::{Attr, Consistency, Error, Fabric, FileKind, Ino, Kind, Op, Reply
 
 use deadline::Deadline;
 
+use crate::once;
 use crate::seal::Backing;
 pub(crate) use node::{Node, Users, now};
 pub(crate) use opens::{Access, Way};
@@ -419,10 +420,10 @@ impl<F: Fabric> Files<F> {
 
     /// Apply a change that takes room or quota: what was abandoned gives its own back first, if it must.
     pub(crate) fn propose(&self, op: Op) -> Result<Reply> {
-        match self.fabric.propose(op.clone()) {
+        match self.fabric.propose_once(op.clone(), once::name()) {
             Err(e) if matches!(e.kind(), Kind::NoSpace | Kind::QuotaExceeded) => {
                 self.reap();
-                self.fabric.propose(op)
+                self.fabric.propose_once(op, once::name())
             }
             result => result,
         }

@@ -10,6 +10,7 @@ use kos_types::{
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
 use super::opens::{Opens, Way};
+use crate::once;
 use crate::seal::Backing;
 
 /// Times a read starts anew because a flush or another commit got in between.
@@ -214,7 +215,7 @@ impl Node {
             (None, state) => {
                 drop(state);
                 let (state, attr) = self.shown(fabric)?;
-                (state, attr.size)
+                (state, once::append_at(attr.size))
             }
         };
         let end = off

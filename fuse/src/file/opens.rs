@@ -50,6 +50,11 @@ impl Opens {
         way
     }
 
+    /// One that was opened before, by an earlier process.
+    pub(crate) const fn reopen(&mut self, way: Way) {
+        *self.count(way) += 1;
+    }
+
     /// One more that reads a copy; so do all that live at a time.
     pub(crate) const fn open_in_place(&mut self) -> Way {
         self.in_place += 1;

@@ -2,15 +2,14 @@
 
 use kos_types::{Class, Fabric, Ino, Result};
 
-use super::{Fs, Handle, lock};
+use super::Fs;
 use crate::control;
 
 impl<F: Fabric> Fs<F> {
     /// close(2) of one descriptor: what failed in the background is told, and by fsync still. A forked child
     /// closes its copy unasked, and would take the error with it.
     pub(crate) fn closing(&self, ino: Ino, handle: u64) -> Result<()> {
-        let writes = matches!(lock(&self.handles).get(&handle), Some(Handle::File { writes: true, .. }));
-        if writes {
+        if self.handles.file(handle).is_some_and(|opened| opened.writes) {
             self.files.quiet(ino);
             // What fails is told below.
             drop(self.release_to_others(ino));
@@ -21,19 +20,14 @@ impl<F: Fabric> Fs<F> {
 
     /// The flush error that a descriptor has not told, and how many there are.
     fn unseen_error(&self, handle: u64) -> (Result<()>, u64) {
-        let (ino, mut seen) = match lock(&self.handles).get(&handle) {
-            Some(Handle::File { ino, errors_seen, .. }) => (*ino, *errors_seen),
-            _ => return (Ok(()), 0),
-        };
-        // Not under the lock of all handles: a file may be busy with the fabric.
-        (self.files.unseen_error(ino, &mut seen), seen)
+        let Some(opened) = self.handles.file(handle) else { return (Ok(()), 0) };
+        let mut seen = opened.errors_seen;
+        (self.files.unseen_error(opened.ino, &mut seen), seen)
     }
 
     fn tell_error(&self, handle: u64) -> Result<()> {
         let (told, seen) = self.unseen_error(handle);
-        if let Some(Handle::File { errors_seen, .. }) = lock(&self.handles).get_mut(&handle) {
-            *errors_seen = seen;
-        }
+        self.handles.set_errors_seen(handle, seen);
         told
     }
 

@@ -205,8 +205,8 @@ impl<F: Fabric + 'static> Filesystem for Kernel<F> {
         self.0.link(ino(node), (ino(newparent), newname.as_bytes()), from(req), entry(reply));
     }
 
-    fn open(&self, _req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        self.0.open(ino(node), flags.0, reply);
+    fn open(&self, req: &Request, node: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        self.0.open(ino(node), flags.0, from(req), reply);
     }
 
     fn create(

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use kos_types::{Fabric, Ino};
 
 use crate::fs::Fs;
+use crate::seal::Backing;
 
 pub(crate) use self::fuser::Fuser;
 pub(crate) use self::own::Own;
@@ -55,6 +56,25 @@ pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
     /// When the kernel speaks another protocol, or is gone.
     fn begin(fs: Arc<Fs<F>>, device: OwnedFd, threads: usize) -> io::Result<Self>;
 
+    /// Go on with the connection of an earlier process, as that agreed on it. Nothing is served yet.
+    ///
+    /// # Errors
+    /// When the session cannot.
+    fn resume(_fs: Arc<Fs<F>>, _devices: Vec<OwnedFd>) -> io::Result<Self> {
+        let what = "this session takes no connection over: stop the other one first";
+        Err(io::Error::new(io::ErrorKind::Unsupported, what))
+    }
+
+    /// The descriptors by which another process could go on; none where it could not.
+    fn devices(&self) -> Vec<Arc<OwnedFd>> {
+        Vec::new()
+    }
+
+    /// A copy that an earlier process told the kernel of.
+    fn copy(&self, id: u32) -> Backing {
+        Backing { id, held: Arc::new(()) }
+    }
+
     /// What the kernel caches of this mount.
     fn caches(&self) -> Box<dyn Caches>;
 
@@ -65,7 +85,7 @@ pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
     fn serve(self) -> io::Result<()>;
 }
 
-/// The kernel's caches of a mount. Whoever calls waits for requests to be served: it must not
+/// The kernel's caches of a mount, and its memory of what it asked. Whoever calls waits for requests to be served: it must not
 /// serve any itself, nor hold a lock that one of them may want.
 pub(crate) trait Caches: Send + Sync {
     /// Have the pages of a file written back and dropped. No error when the kernel knows none.
@@ -93,4 +113,12 @@ pub(crate) trait Caches: Send + Sync {
     /// # Errors
     /// When the kernel could not.
     fn enlarge(&self, file: Ino, size: u64) -> io::Result<()>;
+
+    /// Have what an earlier process did not answer asked again.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn ask_again(&self) -> io::Result<()> {
+        Ok(())
+    }
 }

@@ -130,7 +130,7 @@ fn mounted(model: &Arc<Model>, dir: &Path) -> Mounted {
         session: SessionKind::of_environment().expect("a session"),
         first: true,
     };
-    mount(Arc::clone(model), &options, Vec::new(), |_| Ok(None), || ()).expect("mounts")
+    mount(Arc::clone(model), &options, None, Vec::new(), |_| Ok(None), || ()).expect("mounts")
 }
 
 /// Until its input ends: `remount`, `slow MILLISECONDS`, and `left`, which answers how many stripes

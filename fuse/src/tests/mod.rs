@@ -18,15 +18,21 @@ use std::sync::Arc;
 
 use kos_types::{Cred, FileKind, Ino, ROOT, Result};
 
+use crate::arena::Arena;
 use crate::fs::Fs;
 use crate::jobs::Caller;
 use live::Live;
 use model::Model;
 
+/// Memory of its own.
+fn arena() -> Arc<Arena> {
+    Arena::new().expect("arena")
+}
+
 /// A filesystem without a mount.
 fn unmounted() -> (Arc<Model>, Fs<Model>) {
     let model = Arc::<Model>::default();
-    (Arc::clone(&model), Fs::new(model, Vec::new()))
+    (Arc::clone(&model), Fs::new(model, Vec::new(), arena()))
 }
 
 /// A caller that may do everything.

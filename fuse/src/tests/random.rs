@@ -12,7 +12,7 @@ use kos_types::{Ino, ROOT, SetAttr, SetSize};
 use memmap2::MmapMut;
 use rustix::fs::{FallocateFlags, SeekFrom, copy_file_range, fallocate, seek};
 
-use super::{Live, Model, Rng, create, put, read, unmounted};
+use super::{Live, Model, Rng, arena, create, put, read, unmounted};
 use crate::fs::{Allocate, Fs};
 
 /// Files stay below this: more than a stripe, and small enough to be read whole.
@@ -225,7 +225,7 @@ fn the_filesystem_equals_a_byte_array() {
         // What is flushed is all of it.
         target.restart();
         assert_eq!(model.reserved.load(Ordering::Relaxed), 0, "no more is set aside than is buffered");
-        let again = &Direct { fs: Fs::new(model.clone(), Vec::new()), files };
+        let again = &Direct { fs: Fs::new(model.clone(), Vec::new(), arena()), files };
         for (file, bytes) in bytes.iter().enumerate() {
             assert!({ again }.read(file, 0, BYTES_MAX) == *bytes, "flushed: file {file}");
         }

@@ -14,7 +14,7 @@ use crate::fs::Fs;
 /// A filesystem whose requests wait for this long.
 fn waits(millis: u64) -> (Arc<Model>, Fs<Model>) {
     let model = Arc::<Model>::default();
-    (Arc::clone(&model), Fs::with_patience(model, Vec::new(), Duration::from_millis(millis)))
+    (Arc::clone(&model), Fs::with_patience(model, Vec::new(), super::arena(), Duration::from_millis(millis)))
 }
 
 fn kind<T: std::fmt::Debug>(result: Result<T>) -> Kind {

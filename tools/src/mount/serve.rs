@@ -73,7 +73,7 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
     };
     let control = control(client)?;
     let lease = |cache| Ok(Some(leases::hold(client, args.patience, cache)? as _));
-    let mounted = kos_fuse::mount(Arc::clone(client), &options, control, lease, move || {
+    let mounted = kos_fuse::mount(Arc::clone(client), &options, None, control, lease, move || {
         // Nobody listens any more when this process itself unmounts.
         let _ = ends.send(End::Unmounted);
     })

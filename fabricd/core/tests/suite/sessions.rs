@@ -2,7 +2,7 @@
 
 use kos_core::Tables;
 use kos_types::limits::ANSWERS_MAX;
-use kos_types::{FileKind, Ino, Kind, Op, Origin, ROOT, Reply, SessionId, StripeId};
+use kos_types::{FileKind, Ino, Kind, Once, Op, Origin, ROOT, Reply, SessionId, StripeId};
 
 use crate::fs::Fs;
 use crate::invariants;
@@ -23,6 +23,26 @@ fn create(name: &str) -> Op {
 /// Answers in the tables.
 fn answers(fs: &Fs) -> usize {
     fs.tables.scan(b"K", b"L", usize::MAX).expect("scan").len()
+}
+
+/// Of the fabric's own mount, whose process was killed before it could answer.
+#[test]
+fn a_request_that_the_next_process_is_asked_again_is_not_done_twice() {
+    let mut fs = Fs::new();
+    let once = |slot, request| Origin { once: Some(Once { slot, mount: 7, request }), ..Origin::default() };
+    let unlink = || Op::Unlink { parent: ROOT, name: b"a".into() };
+    let made = fs.run_as(once(3, 10), create("a")).expect("create");
+    let before = fs.tables.clone();
+    assert_eq!(fs.run_as(once(3, 10), create("a")), Ok(made));
+    assert_eq!(fs.tables, before, "done twice");
+    let other = Origin { once: Some(Once { slot: 3, mount: 8, request: 10 }), ..Origin::default() };
+    assert_eq!(fs.run_as(other, create("a")).map_err(|e| e.kind()), Err(Kind::Exists), "of another mount");
+    let gone = fs.run_as(once(3, 12), unlink()).expect("unlink");
+    fs.run_as(once(4, 14), create("a")).expect("somebody else's");
+    assert_eq!(fs.run_as(once(3, 12), unlink()), Ok(gone), "its answer stays beside others");
+    assert!(kos_core::read::lookup(&fs.tables, ROOT, b"a").is_ok(), "somebody else's was removed");
+    assert_eq!(answers(&fs), 2, "one for each slot");
+    invariants::check(&fs.tables);
 }
 
 #[test]

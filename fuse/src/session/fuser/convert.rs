@@ -188,12 +188,12 @@ impl Fill for ReplyData {
 
 impl Open for ReplyOpen {
     fn register(&self, copy: &File) -> io::Result<Backing> {
-        self.open_backing(copy).map(|id| Backing(Arc::new(id)))
+        self.open_backing(copy).map(|id| Backing { id: 0, held: Arc::new(id) })
     }
 
     fn opened(self, answer: Answer<(u64, Caching)>) {
         match answer {
-            Ok((handle, Caching::InPlace(backing))) => match backing.0.downcast_ref::<BackingId>() {
+            Ok((handle, Caching::InPlace(backing))) => match backing.held.downcast_ref::<BackingId>() {
                 Some(id) => self.opened_passthrough(FileHandle(handle), FopenFlags::empty(), id),
                 None => self.error(Errno::EIO),
             },

@@ -134,6 +134,11 @@ impl Drop for Copy {
     }
 }
 
+/// A copy that the kernel calls so.
+pub(super) fn backing(id: u32, channels: &Weak<Channels>) -> Backing {
+    Backing { id, held: Arc::new(Copy { id, channels: Weak::clone(channels) }) }
+}
+
 /// The answer to an open.
 pub(super) struct Opening {
     pub(super) reply: Reply,
@@ -144,7 +149,7 @@ impl Open for Opening {
     fn register(&self, copy: &File) -> io::Result<Backing> {
         let channels = self.channels.upgrade().ok_or(io::ErrorKind::NotConnected)?;
         let id = ioctl::backing_open(channels.first().device(), copy)?;
-        Ok(Backing(Arc::new(Copy { id, channels: Weak::clone(&self.channels) })))
+        Ok(backing(id, &self.channels))
     }
 
     fn opened(self, answer: Answer<(u64, Caching)>) {
@@ -153,10 +158,7 @@ impl Open for Opening {
             Err(e) => return self.reply.error(e),
         };
         let copy = match &caching {
-            Caching::InPlace(backing) => match backing.0.downcast_ref::<Copy>() {
-                Some(copy) => copy.id.cast_signed(),
-                None => return self.reply.error(libc::EIO),
-            },
+            Caching::InPlace(backing) => backing.id.cast_signed(),
             _ => 0,
         };
         self.reply.bytes(reply::open(handle, open_flags(&caching), copy));

@@ -33,6 +33,10 @@ impl Caches for Kernel {
         self.tell(&notify::inval_inode(file.0, -1, 0))
     }
 
+    fn ask_again(&self) -> io::Result<()> {
+        self.tell(&notify::resend())
+    }
+
     fn enlarge(&self, file: Ino, size: u64) -> io::Result<()> {
         self.0.upgrade().map_or(Ok(()), |channels| enlarge(channels.first().device(), file.0, size))
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use kos_types::Fabric;
@@ -41,18 +42,22 @@ impl Channels {
         Self { first: Arc::new(Channel::new(device)), others: Mutex::default(), signalled: Mutex::default() }
     }
 
+    /// One that is there already.
+    pub(super) fn add(&self, device: OwnedFd) {
+        lock(&self.others).push(Arc::new(Channel::new(Arc::new(device))));
+    }
+
     pub(super) fn first(&self) -> &Arc<Channel> {
         &self.first
     }
 
     /// One more.
-    pub(super) fn more(&self) -> io::Result<Arc<Channel>> {
-        let channel = Arc::new(Channel::new(Arc::new(ioctl::clone(&self.first.device)?)));
-        lock(&self.others).push(Arc::clone(&channel));
-        Ok(channel)
+    pub(super) fn more(&self) -> io::Result<()> {
+        self.add(ioctl::clone(&self.first.device)?);
+        Ok(())
     }
 
-    fn all(&self) -> Vec<Arc<Channel>> {
+    pub(super) fn all(&self) -> Vec<Arc<Channel>> {
         let others = lock(&self.others);
         [Arc::clone(&self.first)].into_iter().chain(others.iter().cloned()).collect()
     }
@@ -138,13 +143,18 @@ impl Channel {
         }
     }
 
-    pub(super) fn device(&self) -> &OwnedFd {
+    pub(super) fn device(&self) -> &Arc<OwnedFd> {
         &self.device
     }
 
     /// Serve requests until the mount is gone.
     pub(super) fn serve<F: Fabric + 'static>(self: &Arc<Self>, dispatch: &Dispatch<F>) -> io::Result<()> {
         let mut room = vec![0_u8; dispatch.agreed.buffer_bytes() + 2 * PAGE_BYTES];
+        if dispatch.requests.fs.outlives.load(Ordering::Relaxed) {
+            // All its pages are there from now on: one that is just being killed gets no more, and the kernel would take a
+            // request for failed that it cannot hand over.
+            room.fill(1);
+        }
         // What is written begins with a page: the kernel copies pages, and some processors copy at a quarter of their
         // speed to where nothing is aligned.
         let head = HEADER_BYTES + args_bytes(opcode::WRITE, &dispatch.agreed);

@@ -111,7 +111,7 @@ impl<F: Fabric + 'static> Dispatch<F> {
                 all.link(Ino(linked), (node, name), from, named(reply));
             }
             Operation::Open { flags, .. } => {
-                all.open(node, flags, Opening { reply, channels: Weak::clone(&self.channels) });
+                all.open(node, flags, from, Opening { reply, channels: Weak::clone(&self.channels) });
             }
             Operation::Create { name, flags, mode, umask, .. } => {
                 all.create((node, name), (mode, umask), flags, from, opened(reply));

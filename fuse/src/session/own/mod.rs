@@ -31,6 +31,7 @@ use super::protocol::{
 use super::requests::Requests;
 use super::{BACKGROUND_MAX, Caches, PAGE_BYTES, Session, WRITE_BYTES_MAX};
 use crate::fs::Fs;
+use crate::seal::Backing;
 
 /// The kernel offers less; what it reads ahead is set after mounting.
 const MAX_READAHEAD: u32 = 1 << 30;
@@ -39,7 +40,7 @@ const HANDSHAKE_SECONDS: i64 = 10;
 /// Larger than the first request.
 const HANDSHAKE_BYTES: usize = 8192;
 /// What the mount wants from the kernel, and what it does without.
-const WANTED: [(u64, &str); 14] = [
+const WANTED: [(u64, &str); 15] = [
     (flag::ASYNC_READ, "reads ahead at once"),
     (flag::BIG_WRITES, "writes of more than a page"),
     (flag::PARALLEL_DIROPS, "lookups in one directory at once"),
@@ -54,6 +55,7 @@ const WANTED: [(u64, &str); 14] = [
     (flag::DONT_MASK, "default access lists"),
     (flag::PASSTHROUGH, "copies of sealed files read in place"),
     (flag::INIT_EXT, "newer features"),
+    (flag::HAS_RESEND, "going on where a process was killed"),
 ];
 
 /// Entries that each ring begins with, and those that it may come to have.
@@ -68,7 +70,31 @@ pub(crate) struct Own<F, const RING: bool> {
     channels: Arc<Channels>,
     pool: Arc<Pool>,
     ring: Option<Ring>,
-    threads: usize,
+}
+
+/// What answers the requests of a connection.
+fn dispatch<F: Fabric + 'static>(
+    fs: Arc<Fs<F>>,
+    agreed: Agreed,
+    channels: &Arc<Channels>,
+    pool: &Arc<Pool>,
+) -> Arc<Dispatch<F>> {
+    let maps = agreed.has(flag::DIRECT_IO_ALLOW_MMAP);
+    fs.streams.store(maps && super::takes_pages(WRITE_BYTES_MAX), Ordering::Relaxed);
+    fs.in_place.store(agreed.has(flag::PASSTHROUGH), Ordering::Relaxed);
+    fs.signals.will_be_told();
+    let (late, late_pool) = (Arc::downgrade(channels), Arc::clone(pool));
+    let give_up = move |unique| match late_pool.answer(unique, libc::ETIMEDOUT) {
+        Ok(()) => Ok(()),
+        Err(_) => late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT)),
+    };
+    let (signalled, signalled_pool) = (Arc::downgrade(channels), Arc::clone(pool));
+    let look = move || {
+        signalled_pool.look();
+        _ = signalled.upgrade().map(|all| all.look());
+    };
+    let requests = Requests::new(fs, give_up, look);
+    Arc::new(Dispatch { requests, agreed, channels: Arc::downgrade(channels), pool: Arc::clone(pool) })
 }
 
 /// Rings for requests, where the system allows them.
@@ -150,33 +176,10 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
         for (_, without) in WANTED.iter().filter(|(flag, _)| agreed.lacks(&wanted) & flag != 0) {
             kos_types::log!("kos-fuse: this kernel does not offer {without}; the mount works without");
         }
-        fs.streams.store(
-            agreed.has(flag::DIRECT_IO_ALLOW_MMAP) && super::takes_pages(WRITE_BYTES_MAX),
-            Ordering::Relaxed,
-        );
-        fs.in_place.store(agreed.has(flag::PASSTHROUGH), Ordering::Relaxed);
+        fs.arena.set_terms(agreed.to_words());
         let device = Arc::new(device);
         let channels = Arc::new(Channels::new(Arc::clone(&device)));
-        let late = Arc::downgrade(&channels);
-        let late_pool = Arc::clone(&pool);
-        let give_up = move |unique| match late_pool.answer(unique, libc::ETIMEDOUT) {
-            Ok(()) => Ok(()),
-            Err(_) => late.upgrade().map_or(Ok(()), |all| all.answer(unique, libc::ETIMEDOUT)),
-        };
-        let signalled = Arc::downgrade(&channels);
-        let signalled_pool = Arc::clone(&pool);
-        let look = move || {
-            signalled_pool.look();
-            _ = signalled.upgrade().map(|all| all.look());
-        };
-        fs.signals.will_be_told();
-        let requests = Requests::new(fs, give_up, look);
-        let dispatch = Arc::new(Dispatch {
-            requests,
-            agreed,
-            channels: Arc::downgrade(&channels),
-            pool: Arc::clone(&pool),
-        });
+        let dispatch = dispatch(fs, agreed, &channels, &pool);
         let mut ring = None;
         if let Some(prepared) = prepared.filter(|_| agreed.has(flag::OVER_IO_URING)) {
             pool.start(WORKERS.max(threads), &dispatch)?;
@@ -190,7 +193,35 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
                 Err(Refused { error, .. }) => return Err(error),
             }
         }
-        Ok(Self { dispatch, channels, pool, ring, threads })
+        if ring.is_none() {
+            (1..threads).try_for_each(|_| channels.more())?;
+        }
+        Ok(Self { dispatch, channels, pool, ring })
+    }
+
+    fn resume(fs: Arc<Fs<F>>, devices: Vec<OwnedFd>) -> io::Result<Self> {
+        let other =
+            || io::Error::new(io::ErrorKind::InvalidData, "the earlier process was of another version");
+        let agreed = fs.arena.terms().and_then(Agreed::of_words).ok_or_else(other)?;
+        let mut devices = devices.into_iter();
+        let first = devices.next().ok_or(io::ErrorKind::NotConnected)?;
+        let channels = Arc::new(Channels::new(Arc::new(first)));
+        devices.for_each(|device| channels.add(device));
+        let pool = Arc::<Pool>::default();
+        let dispatch = dispatch(fs, agreed, &channels, &pool);
+        Ok(Self { dispatch, channels, pool, ring: None })
+    }
+
+    /// By a ring requests can be lost that come while its thread is being killed (ADR 96).
+    fn devices(&self) -> Vec<Arc<OwnedFd>> {
+        if self.ring.is_some() || !self.dispatch.agreed.has(flag::HAS_RESEND) {
+            return Vec::new();
+        }
+        self.channels.all().iter().map(|channel| Arc::clone(channel.device())).collect()
+    }
+
+    fn copy(&self, id: u32) -> Backing {
+        answer::backing(id, &Arc::downgrade(&self.channels))
     }
 
     fn caches(&self) -> Box<dyn Caches> {
@@ -198,8 +229,8 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
     }
 
     fn serve(self) -> io::Result<()> {
-        let Self { dispatch, channels, pool, ring, threads } = self;
-        let Some(ring) = ring else { return serve_device(&dispatch, &channels, threads) };
+        let Self { dispatch, channels, pool, ring } = self;
+        let Some(ring) = ring else { return serve_device(&dispatch, &channels) };
         // By it come forgets and interrupts only.
         let (device, end) = (Arc::clone(channels.first()), ring.ender());
         let serve = move || {
@@ -216,20 +247,19 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
     }
 }
 
-/// With so many threads until the connection ends.
-fn serve_device<F: Fabric + 'static>(
-    dispatch: &Arc<Dispatch<F>>,
-    channels: &Channels,
-    threads: usize,
-) -> io::Result<()> {
-    let others: Vec<_> = (1..threads)
-        .map(|at| {
-            let (channel, dispatch) = (channels.more()?, Arc::clone(dispatch));
+/// With a thread for each descriptor, until the connection ends.
+fn serve_device<F: Fabric + 'static>(dispatch: &Arc<Dispatch<F>>, channels: &Channels) -> io::Result<()> {
+    let all = channels.all();
+    let others: Vec<_> = all[1..]
+        .iter()
+        .enumerate()
+        .map(|(at, channel)| {
+            let (channel, dispatch) = (Arc::clone(channel), Arc::clone(dispatch));
             let serve = move || channel.serve(&*dispatch);
-            thread::Builder::new().name(format!("fuse-{at}")).spawn(serve)
+            thread::Builder::new().name(format!("fuse-{}", at + 1)).spawn(serve)
         })
         .collect::<io::Result<_>>()?;
-    let mut ended = channels.first().serve(&**dispatch);
+    let mut ended = all[0].serve(&**dispatch);
     for thread in others {
         let other = joined(thread);
         ended = ended.and(other);

@@ -147,6 +147,29 @@ pub(crate) struct Agreed {
 }
 
 impl Agreed {
+    /// As words, the first of which is not 0.
+    pub(crate) fn to_words(self) -> [u64; 8] {
+        let version = u64::from(MAJOR) << u32::BITS | u64::from(self.minor);
+        let sizes = [self.max_write, self.max_readahead, self.max_pages.into()].map(u64::from);
+        [version, self.flags, sizes[0], sizes[1], sizes[2], 0, 0, 0]
+    }
+
+    /// What was made words of. None of those of another version.
+    pub(crate) fn of_words(words: [u64; 8]) -> Option<Self> {
+        let [version, flags, max_write, max_readahead, max_pages, ..] = words;
+        if version >> u32::BITS != u64::from(MAJOR) {
+            return None;
+        }
+        Some(Self {
+            // The lower half.
+            minor: version as u32,
+            flags,
+            max_write: max_write.try_into().ok()?,
+            max_readahead: max_readahead.try_into().ok()?,
+            max_pages: max_pages.try_into().ok()?,
+        })
+    }
+
     /// Whether one of [`flag`] is.
     pub(crate) const fn has(&self, flag: u64) -> bool {
         self.flags & flag == flag

@@ -20,6 +20,7 @@ use crate::control;
 use crate::fs::{Allocate, Fs};
 use crate::jobs::Caller;
 use crate::leases::{Touched, may_change, whole};
+use crate::once;
 use crate::seal::SEAL;
 use crate::signals::Waiter;
 
@@ -107,6 +108,17 @@ impl<F: Fabric + 'static> Requests<F> {
         self.overdue.watch(from.unique)
     }
 
+    /// What is done in this call must not be done twice, if this process is killed and the kernel asks the next one.
+    fn once(&self, from: From) -> once::Request {
+        self.fs.once(from.unique)
+    }
+
+    /// The same of one that opens: what it opened before, and the kernel never heard of, is closed.
+    fn opens(&self, from: From) -> once::Request {
+        self.fs.forget_opened(from.unique);
+        self.once(from)
+    }
+
     /// Who made a request has a signal: it waits no more for what others do.
     pub(crate) fn interrupt(&self, request: u64) {
         self.fs.signals.tell(request);
@@ -160,7 +172,8 @@ impl<F: Fabric + 'static> Requests<F> {
     }
 
     /// `flags` are open(2)'s.
-    pub(crate) fn open(&self, node: Ino, flags: i32, reply: impl Open) {
+    pub(crate) fn open(&self, node: Ino, flags: i32, from: From, reply: impl Open) {
+        let once = self.opens(from);
         let consistency = match self.fs.consistency_of(node) {
             Ok(consistency) => consistency,
             Err(e) => return reply.opened(Err(errno(&e))),
@@ -169,7 +182,7 @@ impl<F: Fabric + 'static> Requests<F> {
         let asks = may_change(flags) && consistency == Consistency::Strong;
         let want = || asks.then(|| whole(node, Mode::Exclusive)).into_iter().collect();
         self.fs.under(want, move |fs, leased| {
-            let how = (flags, consistency);
+            let (how, _doing) = ((flags, consistency), once.doing());
             let opened = leased.and_then(|()| fs.open(node, how, &|copy| reply.register(copy)));
             reply.opened(plain(opened));
         });
@@ -220,7 +233,9 @@ impl<F: Fabric + 'static> Requests<F> {
         let at = (flags & libc::O_APPEND == 0 || mapped).then_some(off);
         // A request holds at most a megabyte.
         let len = data.len() as u32;
+        let once = at.is_none().then(|| self.once(from));
         if let Some(_alone) = self.fs.alone() {
+            let _doing = once.as_ref().map(once::Request::doing);
             return reply(plain(self.fs.write(node, at, data, kill)).map(|_| len));
         }
         if mapped {
@@ -228,7 +243,7 @@ impl<F: Fabric + 'static> Requests<F> {
         }
         let (data, range) = (data.to_vec(), (off, u64::from(len)));
         self.fs.write_under(node, (at, range.1), range, move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.as_ref().map(once::Request::doing));
             let result = leased.and_then(|()| fs.write(node, at, &data, kill));
             let landed = *result.as_ref().unwrap_or(&off);
             reply(plain(result).map(|_| len));
@@ -349,7 +364,7 @@ impl<F: Fabric + 'static> Requests<F> {
             libc::XATTR_REPLACE => XattrMode::Replace,
             _ => return reply(Err(libc::EINVAL)),
         };
-        let held_up = self.watch(from);
+        let (held_up, once) = (self.watch(from), self.once(from));
         let (name, value) = (name.to_vec(), value.to_vec());
         // It may be a directory, whose mode an access list changes. What is sealed is also what was written through
         // other mounts.
@@ -358,7 +373,7 @@ impl<F: Fabric + 'static> Requests<F> {
         self.fs.under(
             || want,
             move |fs, leased| {
-                let _held_up = held_up;
+                let (_held_up, _doing) = (held_up, once.doing());
                 let set = |()| fs.set_xattr(node, &name, (&value, mode), from.uid());
                 reply(plain(leased.and_then(set)));
             },
@@ -377,10 +392,10 @@ impl<F: Fabric + 'static> Requests<F> {
     }
 
     pub(crate) fn removexattr(&self, node: Ino, name: &[u8], from: From, reply: impl Reply<()>) {
-        let (held_up, name) = (self.watch(from), name.to_vec());
+        let (held_up, once, name) = (self.watch(from), self.once(from), name.to_vec());
         let want = || vec![Want::names(node, Mode::Exclusive)];
         self.fs.under(want, move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             reply(plain(leased.and_then(|()| fs.remove_xattr(node, &name, from.uid()))));
         });
     }

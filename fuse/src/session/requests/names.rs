@@ -63,26 +63,26 @@ impl<F: Fabric + 'static> Requests<F> {
     ) {
         let Some(kind) = kind else { return reply(Err(libc::EINVAL)) };
         let (name, target) = (name.to_vec(), target.to_vec());
-        let held_up = self.watch(from);
+        let (held_up, once) = (self.watch(from), self.once(from));
         self.fs.under_names(vec![dir], Vec::new(), move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             let made = leased.and_then(|()| fs.create((dir, &name), kind, bits, from.caller, &target));
             reply(entry(fs, dir, made));
         });
     }
 
     pub(crate) fn unlink(&self, (dir, name): Name<'_>, from: From, reply: impl Reply<()>) {
-        let (held_up, name) = (self.watch(from), name.to_vec());
+        let (held_up, once, name) = (self.watch(from), self.once(from), name.to_vec());
         self.fs.under_names(vec![dir], Vec::new(), move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             reply(plain(leased.and_then(|()| fs.unlink((dir, &name)))));
         });
     }
 
     pub(crate) fn rmdir(&self, (dir, name): Name<'_>, from: From, reply: impl Reply<()>) {
-        let (held_up, name) = (self.watch(from), name.to_vec());
+        let (held_up, once, name) = (self.watch(from), self.once(from), name.to_vec());
         self.fs.under_names(vec![dir], vec![(dir, name.clone())], move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             reply(plain(leased.and_then(|()| fs.rmdir((dir, &name)))));
         });
     }
@@ -102,25 +102,31 @@ impl<F: Fabric + 'static> Requests<F> {
             libc::RENAME_EXCHANGE => RenameMode::Exchange,
             _ => return reply(Err(libc::EINVAL)),
         };
-        let held_up = self.watch(from);
+        let (held_up, once) = (self.watch(from), self.once(from));
         let own = |(dir, name): Name<'_>| (dir, name.to_vec());
         let (old, new) = (own(from_name), own(to_name));
         self.fs.under_names(vec![old.0, new.0], vec![old.clone(), new.clone()], move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             let rename = |()| fs.rename((old.0, &old.1), (new.0, &new.1), mode, from.caller);
             reply(plain(leased.and_then(rename)));
         });
     }
 
     pub(crate) fn link(&self, node: Ino, (dir, name): Name<'_>, from: From, reply: impl Reply<Found>) {
-        let (held_up, name) = (self.watch(from), name.to_vec());
+        let (held_up, once, name) = (self.watch(from), self.once(from), name.to_vec());
         if let Some(_alone) = self.fs.alone() {
+            let _doing = once.doing();
             return reply(entry(&self.fs, dir, self.fs.link(node, (dir, &name), from.caller)));
         }
         self.fs.under_names(vec![dir], Vec::new(), move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             let linked = leased.and_then(|()| fs.link(node, (dir, &name), from.caller));
-            leased_entry(fs, dir, linked, reply);
+            // Until the answer.
+            let once = once.clone();
+            leased_entry(fs, dir, linked, move |found| {
+                reply(found);
+                drop(once);
+            });
         });
     }
 
@@ -133,19 +139,21 @@ impl<F: Fabric + 'static> Requests<F> {
         from: From,
         reply: impl Reply<Created>,
     ) {
-        let held_up = self.watch(from);
+        let (held_up, once) = (self.watch(from), self.opens(from));
         let bits = (mode & 0o7777, umask, 0);
         let caller = from.caller;
         if let Some(_alone) = self.fs.alone() {
+            let _doing = once.doing();
             let attr = self.fs.create((dir, name), FileKind::File, bits, caller, b"");
             return reply(created(&self.fs, dir, flags, attr));
         }
         let name = name.to_vec();
         self.fs.under_names(vec![dir], Vec::new(), move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             match leased.and_then(|()| fs.create((dir, &name), FileKind::File, bits, caller, b"")) {
                 // It is about to be written.
                 Ok(attr) => fs.ask(vec![whole(attr.ino, Mode::Exclusive)], move |fs, leased| {
+                    let _doing = once.doing();
                     reply(created(fs, dir, flags, leased.and_then(|()| fs.attr(attr.ino))));
                 }),
                 Err(e) => reply(created(fs, dir, flags, Err(e))),
@@ -164,7 +172,8 @@ impl<F: Fabric + 'static> Requests<F> {
         from: From,
         reply: impl Reply<Created>,
     ) {
-        let held_up = self.watch(from);
+        let (held_up, once) = (self.watch(from), self.opens(from));
+        let doing = once.doing();
         let alone = self.fs.alone();
         // The directory stays as it is, so no lease on its names is needed.
         let made = match self.fs.create_unnamed(dir, (mode & 0o7777, umask), from.caller) {
@@ -174,9 +183,10 @@ impl<F: Fabric + 'static> Requests<F> {
         if alone.is_some() {
             return reply(unnamed(&self.fs, dir, flags, &made, Ok(())));
         }
+        drop(doing);
         // It is about to be written.
         self.fs.ask(vec![whole(made.ino, Mode::Exclusive)], move |fs, leased| {
-            let _held_up = held_up;
+            let (_held_up, _doing) = (held_up, once.doing());
             reply(unnamed(fs, dir, flags, &made, leased));
         });
     }

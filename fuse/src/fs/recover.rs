@@ -1,0 +1,84 @@
+//! Going on where an earlier process was killed: what it left in the arena is as it was.
+
+use kos_types::{Access, Fabric, Ino, Result};
+
+use super::Fs;
+use super::handles::Opened;
+use crate::control;
+use crate::seal::Backing;
+use crate::session::Caches;
+
+impl<F: Fabric> Fs<F> {
+    /// Take everything over that an earlier process left, before requests come. `copy` answers what the kernel calls so.
+    ///
+    /// # Errors
+    /// When the fabric cannot be asked. What is of no use any more is left out, and said in the log.
+    pub(crate) fn recover(&self, copy: &dyn Fn(u32) -> Backing) -> Result<()> {
+        let files = self.handles.files();
+        for &(number, opened) in &files {
+            if let Err(e) = self.reopen(opened, copy) {
+                kos_types::log!("kos-fuse: inode {} is open and gone: {e}", opened.ino.0);
+                self.handles.remove(number);
+            }
+        }
+        self.locks.recover(&*self.fabric);
+        for ino in self.fabric.unnamed()? {
+            self.unlinked_before(ino);
+        }
+        kos_types::log!(
+            "kos-fuse: taken over from the process before: {} open files, {} inodes that the kernel knows",
+            files.len(),
+            self.known.all().len()
+        );
+        Ok(())
+    }
+
+    fn reopen(&self, opened: Opened, copy: &dyn Fn(u32) -> Backing) -> Result<()> {
+        let Opened { ino, way, writes, flags, copy: id, .. } = opened;
+        self.fabric.open(ino, if writes { Access::Write } else { Access::Read })?;
+        let consistency = self.consistency_of(ino)?;
+        let node = self.files.node(ino);
+        {
+            let mut state = node.state();
+            state.opens.reopen(way);
+            state.users.writers += u32::from(writes);
+            state.users.consistency = consistency;
+            if id > 0 && state.users.backing.is_none() {
+                state.users.backing = Some(copy(id));
+                drop(state);
+                // The kernel reads what it has; unsealing is refused meanwhile.
+                drop(self.fabric.lend_copy(ino));
+            }
+        }
+        self.held.opened(ino, flags);
+        Ok(())
+    }
+
+    /// It had lost its last name, and is in use where the kernel knows it.
+    fn unlinked_before(&self, ino: Ino) {
+        if !control::owns(ino) && self.known.unnamed(ino) {
+            self.files.abandon(ino);
+        }
+    }
+
+    /// The leases that an earlier process had are gone: what the kernel keeps under them goes too, before others can be given
+    /// them. Requests are served meanwhile.
+    pub(crate) fn forget_leases_before(&self, kernel: &dyn Caches) {
+        if !self.fabric.shared() {
+            return;
+        }
+        for ino in self.known.all() {
+            self.known.thrown_out(ino);
+            if let Err(e) = kernel.drop_pages(ino) {
+                kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
+            }
+        }
+    }
+
+    /// A request comes that an earlier process may have begun: what it opened, and the kernel never heard of, goes.
+    pub(crate) fn forget_opened(&self, unique: u64) {
+        if let Some(handle) = self.handles.left_by(unique) {
+            self.release(handle);
+        }
+    }
+}
