@@ -15,7 +15,7 @@ use kos_types::{
 };
 
 use self::handles::{Handle, Handles, Opened};
-use crate::arena::Arena;
+use crate::arena::{Arena, Buffers};
 use crate::control::{self, ControlFile, SNAP, TOP, Tree};
 use crate::file::{Access, Files, PATIENCE, Way, now};
 use crate::jobs::{self, Caller, Jobs};
@@ -131,7 +131,7 @@ impl<F: Fabric> Fs<F> {
         let has_jobs = fabric.attr(JOBS).is_ok();
         let signals = Arc::<Signals>::default();
         Self {
-            files: Arc::new(Files::new(Arc::clone(&fabric), patience)),
+            files: Arc::new(Files::new(Arc::clone(&fabric), patience, Buffers::new(Arc::clone(&arena)))),
             fabric,
             control: Tree::new(control, now(), has_jobs),
             jobs: Jobs::new(Arc::clone(&signals)),

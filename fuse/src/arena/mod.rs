@@ -2,6 +2,9 @@
 //! killed. What is in it is right at every moment: a word that says that something is there is written last and taken
 //! away first. Nothing in it is on disk; a power cut takes it as it takes the page cache.
 
+mod buffers;
+#[cfg(test)]
+pub(crate) mod kill;
 mod slots;
 
 use std::io;
@@ -13,6 +16,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use rustix::fs::{MemfdFlags, fstat, ftruncate, memfd_create};
 use rustix::rand::{GetRandomFlags, getrandom};
 
+pub(crate) use self::buffers::{Buf, Buffers, Left, Owner};
 pub(crate) use self::slots::{Slot, Slots};
 
 /// "kosfs ar" and the number of this layout: another one is not taken over.
@@ -61,7 +65,11 @@ const KNOWN: Table = HANDLES.then(1, 1 << 24);
 const REQUESTS: Table = KNOWN.then(2, 1 << 12);
 /// Locks that programs of the mount hold.
 const LOCKS: Table = REQUESTS.then(6, 1 << 16);
-const BYTES: usize = LOCKS.end();
+/// Of buffers, by their size.
+const HEADERS: [Table; buffers::CLASSES] = buffers::headers(LOCKS);
+/// The buffers themselves: each size begins with a page.
+const BUFFERS: usize = HEADERS[buffers::CLASSES - 1].end();
+const BYTES: usize = BUFFERS + buffers::CLASSES * buffers::REGION_BYTES;
 
 /// The memory of one mount.
 #[derive(Debug)]
@@ -130,13 +138,22 @@ impl Arena {
         }
     }
 
+    /// Change a word. A process that is killed is killed before one of these or behind it.
+    fn store(&self, at: usize, word: u64) {
+        #[cfg(test)]
+        if !kill::is_alive() {
+            return;
+        }
+        self.word(at).store(word, Ordering::Release);
+    }
+
     /// The word number `at`.
     fn word(&self, at: usize) -> &AtomicU64 {
-        assert!((at + 1) * WORD_BYTES <= BYTES, "a word behind the arena's end");
+        assert!((at + 1) * WORD_BYTES <= BUFFERS, "a word behind the tables' end");
         let word = self.map.as_mut_ptr().wrapping_add(at * WORD_BYTES).cast::<u64>();
         #[expect(unsafe_code, reason = "the memory is shared with the process before and the one after")]
         // SAFETY: inside of the map by the assertion, which begins with a page and lives as long as `self`; all that
-        // touch these bytes do so as atomic words.
+        // touch these bytes do so as atomic words: the buffers lie behind.
         unsafe {
             AtomicU64::from_ptr(word)
         }

@@ -11,7 +11,7 @@ use super::{Arena, Table, USED_AT, WORD_BYTES};
 pub(crate) struct Slot(NonZeroU32);
 
 impl Slot {
-    const fn at(place: u32) -> Self {
+    pub(super) const fn at(place: u32) -> Self {
         // Tables are far smaller.
         Self(NonZeroU32::MIN.saturating_add(place))
     }
@@ -55,31 +55,39 @@ impl<const N: usize> Slots<N> {
 
     /// Take one for `words`. None when all are taken.
     pub(crate) fn take(&self, words: [u64; N]) -> Option<Slot> {
+        let slot = self.claim()?;
+        self.fill(slot, words);
+        Some(slot)
+    }
+
+    /// One that nobody else takes, and that is free until it is filled. None when all are taken.
+    pub(super) fn claim(&self) -> Option<Slot> {
+        let mut free = self.free();
+        if let Some(slot) = free.list.pop() {
+            return Some(Slot::at(slot));
+        }
+        if free.used as usize == self.table.slots {
+            return None;
+        }
+        free.used += 1;
+        self.arena.store(USED_AT + self.table.number, free.used.into());
+        Some(Slot::at(free.used - 1))
+    }
+
+    /// Take one that was claimed for `words`.
+    pub(super) fn fill(&self, slot: Slot, words: [u64; N]) {
         assert_ne!(words[0], 0, "a slot that would be taken for a free one");
-        let slot = Slot::at({
-            let mut free = self.free();
-            match free.list.pop() {
-                Some(slot) => slot,
-                None if (free.used as usize) < self.table.slots => {
-                    free.used += 1;
-                    self.arena.word(USED_AT + self.table.number).store(free.used.into(), Ordering::Release);
-                    free.used - 1
-                }
-                None => return None,
-            }
-        });
         for (at, word) in words.into_iter().enumerate().rev() {
             self.set(slot, at, word);
         }
-        Some(slot)
     }
 
     /// Set one word of a slot that is taken.
     pub(crate) fn set(&self, slot: Slot, at: usize, word: u64) {
-        self.arena.word(self.at(slot, at)).store(word, Ordering::Release);
+        self.arena.store(self.at(slot, at), word);
     }
 
-    fn word(&self, slot: Slot, at: usize) -> u64 {
+    pub(super) fn word(&self, slot: Slot, at: usize) -> u64 {
         self.arena.word(self.at(slot, at)).load(Ordering::Acquire)
     }
 
@@ -98,6 +106,24 @@ impl<const N: usize> Slots<N> {
     pub(crate) fn put_back(&self, slot: Slot) {
         self.set(slot, 0, 0);
         self.free().list.push(slot.number());
+    }
+
+    /// Those that were taken once and are free.
+    pub(super) fn unused(&self) -> Vec<Slot> {
+        self.free().list.iter().copied().map(Slot::at).collect()
+    }
+
+    /// When all are free, at least `least` of which were ever taken: begin with the first again, once `clear` has emptied so many.
+    pub(super) fn restart(&self, least: usize, clear: impl FnOnce(usize)) {
+        let mut free = self.free();
+        let used = free.used as usize;
+        if used < least || free.list.len() < used {
+            return;
+        }
+        free.list = Vec::new();
+        free.used = 0;
+        self.arena.store(USED_AT + self.table.number, 0);
+        clear(used);
     }
 
     /// All that are taken: at first, what the process before left.

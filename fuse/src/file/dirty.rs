@@ -3,13 +3,14 @@
 use std::collections::BTreeMap;
 
 use kos_types::limits::STRIPE_BYTES_MAX;
+use kos_types::{Result, Time};
 
-use super::spare;
+use crate::arena::{Buf, Owner};
 
-/// Disjoint ranges of a file and their bytes.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+/// Disjoint ranges of a file and their bytes, at most a stripe each.
+#[derive(Debug, Default)]
 pub(crate) struct Dirty {
-    ranges: BTreeMap<u64, Vec<u8>>,
+    ranges: BTreeMap<u64, Buf>,
     bytes: usize,
 }
 
@@ -25,71 +26,123 @@ impl Dirty {
 
     /// The ranges in order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.ranges.iter().map(|(&off, bytes)| (off, bytes.as_slice()))
+        self.ranges.iter().map(|(&off, bytes)| (off, &**bytes))
+    }
+
+    /// Where the last range ends.
+    pub(crate) fn end(&self) -> Option<u64> {
+        self.ranges.last_key_value().map(|(off, bytes)| off + bytes.len() as u64)
     }
 
     /// Put bytes, over what is there.
-    pub(crate) fn insert(&mut self, off: u64, data: &[u8]) {
+    ///
+    /// # Errors
+    /// `NoSpace` when all buffers are taken: nothing has changed.
+    pub(crate) fn insert(&mut self, owner: &Owner, off: u64, data: &[u8]) -> Result<()> {
         if data.is_empty() {
-            return;
+            return Ok(());
         }
+        let end = off + data.len() as u64;
         // Over bytes that are here: nothing is cut to pieces.
-        if let Some((&start, here)) = self.ranges.range_mut(..=off).next_back()
-            && let Some(part) = here.get_mut((off - start) as usize..(off - start) as usize + data.len())
-        {
-            part.copy_from_slice(data);
-            return;
+        if let Some((at, here)) = self.around(off, end) {
+            here.overwrite(at, data);
+            return Ok(());
         }
-        self.remove(off, off + data.len() as u64);
-        self.bytes += data.len();
-        let (mut off, mut data, mut follows) = (off, data, false);
+        // Nor is a range that begins in here and goes on behind.
+        let lapped = self.lapped(off, end);
+        let (own, tail) = data.split_at((lapped.unwrap_or(end) - off) as usize);
+        let end = off + own.len() as u64;
         // Appending is the common case: fill up the range that ends here.
-        if let Some((&start, before)) = self.ranges.range_mut(..off).next_back()
-            && start + before.len() as u64 == off
-        {
-            let room = STRIPE_BYTES_MAX.saturating_sub(before.len());
-            let (head, rest) = data.split_at(data.len().min(room));
-            extend(before, head);
-            (off, data, follows) = (off + head.len() as u64, rest, true);
-        }
-        if !data.is_empty() {
+        let before = self.ranges.range(..off).next_back();
+        let before = before.filter(|(start, before)| *start + before.len() as u64 == off);
+        let room = before.map_or(0, |(_, before)| STRIPE_BYTES_MAX - before.len());
+        let (head, rest) = own.split_at(own.len().min(room));
+        let before = before.map(|(&start, _)| start);
+        // Memory first, so that a write that fails has changed nothing.
+        let (mut at, mut fresh) = (off + head.len() as u64, Vec::new());
+        for part in rest.chunks(STRIPE_BYTES_MAX) {
             // What goes on behind a full stripe will most likely fill the next one.
-            let mut range = if follows { spare::take() } else { Vec::new() };
-            range.extend_from_slice(data);
-            self.ranges.insert(off, range);
+            let follows = before.is_some() || !fresh.is_empty();
+            let room = if follows { STRIPE_BYTES_MAX } else { part.len() };
+            fresh.push((at, Buf::new(owner, at, part, room)?));
+            at += part.len() as u64;
+        }
+        if let Some(start) = before.filter(|_| !head.is_empty()) {
+            let lies_over = self.ranges.range(off..end).next().is_some();
+            if let Some(before) = self.ranges.get_mut(&start) {
+                // What is written comes after all that it is written over.
+                if lies_over {
+                    before.renew();
+                }
+                before.extend(head)?;
+            }
+        }
+        if let Some(range) = lapped.and_then(|start| self.ranges.get_mut(&start)) {
+            range.overwrite(0, tail);
+        }
+        if before.is_none() {
+            self.end_at(off);
+        }
+        self.clear(off, end);
+        self.bytes += own.len();
+        self.ranges.extend(fresh);
+        Ok(())
+    }
+
+    /// The range that holds all of `off..end`, and where in it that begins.
+    fn around(&mut self, off: u64, end: u64) -> Option<(usize, &mut Buf)> {
+        let (start, range) = self.ranges.range_mut(..=off).next_back()?;
+        (start + range.len() as u64 >= end).then_some(((off - start) as usize, range))
+    }
+
+    /// Where a range begins that is in `off..end` at first and goes on behind.
+    fn lapped(&self, off: u64, end: u64) -> Option<u64> {
+        let (&start, range) = self.ranges.range(off..end).next_back()?;
+        (start + range.len() as u64 > end).then_some(start)
+    }
+
+    /// The range that begins before `off` ends there.
+    fn end_at(&mut self, off: u64) {
+        if let Some((&start, range)) = self.ranges.range_mut(..off).next_back() {
+            // The ranges are held in memory, so their lengths fit usize.
+            let keep = (off - start) as usize;
+            if keep < range.len() {
+                self.bytes -= range.len() - keep;
+                range.truncate(keep);
+            }
         }
     }
 
-    /// Take `off..end` away.
-    pub(crate) fn remove(&mut self, off: u64, end: u64) {
-        if off >= end {
-            return;
-        }
-        if let Some((&start, before)) = self.ranges.range_mut(..off).next_back() {
-            let stop = start + before.len() as u64;
-            if stop > off {
-                // The ranges are held in memory, so their lengths fit usize.
-                let tail = before.split_off((off - start) as usize);
-                if before.capacity() / 2 > before.len() {
-                    // It keeps the room of the whole range, and so would each piece of one that is cut up.
-                    before.shrink_to_fit();
-                }
-                self.bytes -= tail.len().min((end - off) as usize);
-                if stop > end {
-                    self.ranges.insert(end, tail[(end - off) as usize..].to_vec());
-                    return;
-                }
-            }
-        }
+    /// Take away what begins in `off..end`.
+    fn clear(&mut self, off: u64, end: u64) {
         while let Some((&start, _)) = self.ranges.range(off..end).next() {
-            let Some(mut range) = self.ranges.remove(&start) else { break };
-            let stop = start + range.len() as u64;
-            if stop > end {
-                let keep = range.split_off((end - start) as usize);
-                self.ranges.insert(end, keep);
-            }
+            let Some(range) = self.ranges.remove(&start) else { break };
+            assert!(start + range.len() as u64 <= end, "a range that is to be cut first");
             self.bytes -= range.len();
-            spare::give(range);
+        }
+    }
+
+    /// Make two of a range that goes on at `at`.
+    ///
+    /// # Errors
+    /// `NoSpace` when all buffers are taken: nothing has changed.
+    pub(crate) fn cut(&mut self, at: u64) -> Result<()> {
+        if let Some((&start, range)) = self.ranges.range_mut(..at).next_back() {
+            let keep = (at - start) as usize;
+            if keep < range.len() {
+                let tail = range.tail(keep)?;
+                range.truncate(keep);
+                self.ranges.insert(at, tail);
+            }
+        }
+        Ok(())
+    }
+
+    /// Take `off..end` away, which is cut at its end.
+    pub(crate) fn remove(&mut self, off: u64, end: u64) {
+        if off < end {
+            self.end_at(off);
+            self.clear(off, end);
         }
     }
 
@@ -108,33 +161,74 @@ impl Dirty {
     }
 
     /// Put everything of `newer` over this.
-    pub(crate) fn merge(&mut self, newer: &Self) {
-        for (off, data) in newer.iter() {
-            self.insert(off, data);
+    pub(crate) fn merge(&mut self, newer: Self) {
+        for (off, range) in newer.ranges {
+            self.lay(off, range);
         }
     }
-}
 
-impl Drop for Dirty {
-    fn drop(&mut self) {
-        std::mem::take(&mut self.ranges).into_values().for_each(spare::give);
+    /// Put a newer range over this. It takes no memory, and whatever is killed in between, the newer bytes are there.
+    pub(crate) fn lay(&mut self, off: u64, mut newer: Buf) {
+        if newer.is_empty() {
+            return;
+        }
+        let end = off + newer.len() as u64;
+        if let Some((at, here)) = self.around(off, end) {
+            here.overwrite(at, &newer);
+            here.set_written(here.written().max(newer.written()));
+            return;
+        }
+        if let Some(start) = self.lapped(off, end)
+            && let Some(range) = self.ranges.get_mut(&start)
+        {
+            range.overwrite(0, &newer[(start - off) as usize..]);
+            range.set_written(range.written().max(newer.written()));
+            newer.truncate((start - off) as usize);
+        }
+        self.end_at(off);
+        self.clear(off, off + newer.len() as u64);
+        self.bytes += newer.len();
+        if let Some((start, before)) = self.ranges.range_mut(..off).next_back()
+            && start + before.len() as u64 == off
+            && newer.len() <= before.spare()
+            && before.extend(&newer).is_ok()
+        {
+            before.set_written(before.written().max(newer.written()));
+            return;
+        }
+        self.ranges.insert(off, newer);
     }
-}
 
-/// A range that would be moved to a larger buffer anyway gets one of those that are used again.
-fn extend(range: &mut Vec<u8>, data: &[u8]) {
-    let len = range.len() + data.len();
-    if len > range.capacity() && len > STRIPE_BYTES_MAX / 2 && len <= STRIPE_BYTES_MAX {
-        let mut larger = spare::take();
-        larger.extend_from_slice(range);
-        *range = larger;
+    /// The range that holds the byte at `off` was written at this time.
+    pub(crate) fn touch(&mut self, off: u64, time: Time) {
+        if let Some((_, range)) = self.ranges.range(..=off).next_back() {
+            range.set_written(Some(time));
+        }
     }
-    range.extend_from_slice(data);
+
+    /// The last time that any was written.
+    pub(crate) fn written(&self) -> Option<Time> {
+        self.ranges.values().filter_map(Buf::written).max()
+    }
+
+    /// The file's time is another one now.
+    pub(crate) fn forget_written(&mut self) {
+        let written = self.ranges.values().filter(|range| range.written().is_some());
+        written.for_each(|range| range.set_written(None));
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::{Dirty, STRIPE_BYTES_MAX};
+pub(super) mod tests {
+    use kos_types::Ino;
+
+    use super::{Buf, Dirty, Owner, STRIPE_BYTES_MAX};
+    use crate::arena::{Arena, Buffers};
+
+    /// Of a file in an arena of its own.
+    pub(in crate::file) fn owner() -> Owner {
+        Owner { buffers: Buffers::new(Arena::new().expect("arena")), ino: Ino(7) }
+    }
 
     /// Numbers from a seed, xorshift.
     fn below(state: &mut u64, n: u64) -> u64 {
@@ -146,6 +240,7 @@ mod tests {
 
     #[test]
     fn random_changes_equal_a_vector() {
+        let owner = owner();
         for seed in 1..300_u64 {
             let mut rng = seed;
             let mut dirty = Dirty::default();
@@ -155,11 +250,12 @@ mod tests {
                 let len = below(&mut rng, 20) as usize;
                 if below(&mut rng, 3) > 0 {
                     let data: Vec<u8> = (0..len).map(|_| below(&mut rng, 256) as u8).collect();
-                    dirty.insert(off as u64, &data);
+                    dirty.insert(&owner, off as u64, &data).expect("room");
                     for (at, byte) in (off..).zip(data) {
                         model[at] = Some(byte);
                     }
                 } else {
+                    dirty.cut((off + len) as u64).expect("room");
                     dirty.remove(off as u64, (off + len) as u64);
                     model[off..off + len].fill(None);
                 }
@@ -177,18 +273,19 @@ mod tests {
 
     /// Bytes that the ranges have room for.
     fn room(dirty: &Dirty) -> usize {
-        dirty.ranges.values().map(Vec::capacity).sum()
+        dirty.ranges.values().map(|range| range.len() + range.spare()).sum()
     }
 
     #[test]
     fn a_range_that_is_cut_up_takes_no_more_memory() {
-        let mut dirty = Dirty::default();
-        dirty.insert(0, &vec![1; STRIPE_BYTES_MAX]);
+        let (owner, mut dirty) = (owner(), Dirty::default());
+        dirty.insert(&owner, 0, &vec![1; STRIPE_BYTES_MAX]).expect("room");
         for off in (100..STRIPE_BYTES_MAX as u64).step_by(4096) {
-            dirty.insert(off, &[2; 10]);
+            dirty.insert(&owner, off, &[2; 10]).expect("room");
         }
         assert_eq!(dirty.ranges.len(), 1, "overwritten in place");
         for off in (100..STRIPE_BYTES_MAX as u64).step_by(65_536) {
+            dirty.cut(off + 10).expect("room");
             dirty.remove(off, off + 10);
         }
         assert!(dirty.ranges.len() > 60);
@@ -197,20 +294,21 @@ mod tests {
 
     #[test]
     fn a_stream_of_any_step_fills_whole_stripes() {
+        let owner = owner();
         for step in
             [4096, 1_000_000, 1 << 20, 3 << 20, STRIPE_BYTES_MAX - 1, STRIPE_BYTES_MAX, 2 * STRIPE_BYTES_MAX]
         {
             let bytes: Vec<u8> = (0..step).map(|i| (i % 253) as u8).collect();
             let (mut dirty, mut end) = (Dirty::default(), 0);
             while end < 5 * STRIPE_BYTES_MAX {
-                dirty.insert(end as u64, &bytes);
+                dirty.insert(&owner, end as u64, &bytes).expect("room");
                 end += step;
             }
             let ranges: Vec<_> = dirty.iter().collect();
             assert_eq!((dirty.bytes(), ranges[0].0), (end, 0), "{step}");
             for pair in ranges.windows(2) {
                 assert_eq!(pair[0].0 + pair[0].1.len() as u64, pair[1].0, "{step}");
-                assert!(pair[0].1.len() >= STRIPE_BYTES_MAX, "{step}");
+                assert!(pair[0].1.len() == STRIPE_BYTES_MAX, "{step}");
             }
             assert!(ranges.iter().all(|(off, range)| {
                 range.iter().enumerate().all(|(i, &b)| b == ((*off as usize + i) % step % 253) as u8)
@@ -220,12 +318,43 @@ mod tests {
 
     #[test]
     fn the_newer_wins_a_merge() {
-        let (mut old, mut new) = (Dirty::default(), Dirty::default());
-        old.insert(0, &[1; 10]);
-        new.insert(5, &[2; 10]);
-        old.merge(&new);
-        let mut out = [0; 15];
-        old.overlay(0, &mut out);
-        assert_eq!((out[4], out[5], old.bytes()), (1, 2, 15));
+        let owner = owner();
+        for seed in 1..300_u64 {
+            let mut rng = seed;
+            let (mut both, mut model) = (Dirty::default(), [0; 120]);
+            for round in 1..4 {
+                let mut newer = Dirty::default();
+                for _ in 0..below(&mut rng, 8) {
+                    let (off, len) = (below(&mut rng, 100) as usize, below(&mut rng, 20) as usize);
+                    newer.insert(&owner, off as u64, &vec![round; len]).expect("room");
+                    model[off..off + len].fill(round);
+                }
+                both.merge(newer);
+                let mut out = [0; 120];
+                both.overlay(0, &mut out);
+                assert_eq!(out, model, "seed {seed}");
+                assert_eq!(both.bytes(), model.iter().filter(|&&byte| byte > 0).count(), "seed {seed}");
+            }
+        }
+        assert_eq!(owner.buffers.taken(), 0);
+    }
+
+    #[test]
+    fn a_write_that_finds_no_buffer_changes_nothing() {
+        let (owner, mut dirty) = (owner(), Dirty::default());
+        dirty.insert(&owner, 0, &[1; 200]).expect("room");
+        // Large ones with few bytes: a page each.
+        let others = (0..).map_while(|at| Buf::new(&owner, at, &[2], STRIPE_BYTES_MAX).ok());
+        let mut others: Vec<_> = others.collect();
+        while let Ok(other) = Buf::new(&owner, 0, &[2], 1) {
+            others.push(other);
+        }
+        dirty.insert(&owner, 100, &[3; 300]).expect_err("full");
+        dirty.cut(50).expect_err("full");
+        let mut out = [0; 400];
+        dirty.overlay(0, &mut out);
+        assert_eq!((dirty.bytes(), &out[..200], out[200]), (200, &[1; 200][..], 0));
+        drop(others);
+        dirty.insert(&owner, 100, &[3; 300]).expect("room again");
     }
 }

@@ -52,7 +52,7 @@ pub(crate) fn flush<'a, F: Fabric>(
         match how {
             Ok((policy, inline)) => jobs.push(Job { node, taken, policy, inline, _turn: turn }),
             Err(e) => {
-                let (left, error) = settle(fabric, node, &taken, Err(e));
+                let (left, error) = settle(fabric, node, taken, Err(e));
                 gone += left;
                 failed.extend(error.map(|e| (node, e)));
             }
@@ -71,7 +71,7 @@ pub(crate) fn flush<'a, F: Fabric>(
             results[at] = result;
         }
         for (job, result) in same.into_iter().zip(results) {
-            let (left, error) = settle(fabric, job.node, &job.taken, result);
+            let (left, error) = settle(fabric, job.node, job.taken, result);
             gone += left;
             failed.extend(error.map(|e| (job.node, e)));
         }
@@ -89,11 +89,11 @@ fn is_small<F: Fabric>(fabric: &F, ino: Ino, taken: &Taken) -> Result<bool> {
 }
 
 /// End one file's flush. Answers the bytes that left memory, and the error that was reported.
-fn settle<F: Fabric>(fabric: &F, node: &Node, taken: &Taken, result: Result<Attr>) -> (usize, Option<Error>) {
+fn settle<F: Fabric>(fabric: &F, node: &Node, taken: Taken, result: Result<Attr>) -> (usize, Option<Error>) {
     let error = result.as_ref().err().cloned();
     // Another mount took its last name.
     let removed = is_stale(&result) && is_stale(&fabric.attr(node.ino()));
-    let gone = if removed { node.settle_gone(taken) } else { node.settle(taken, result) };
+    let gone = if removed { node.settle_gone(&taken) } else { node.settle(taken, result) };
     fabric.release(node.ino(), gone as u64);
     let error = error.filter(|_| !removed);
     if let Some(e) = &error {

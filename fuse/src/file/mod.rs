@@ -6,7 +6,7 @@ mod flush;
 mod node;
 mod opens;
 mod pack;
-mod spare;
+mod recover;
 mod zeros;
 
 use std::collections::hash_map::Entry;
@@ -22,6 +22,7 @@ use kos_types::{Attr, Consistency, Error, Fabric, FileKind, Ino, Kind, Op, Reply
 
 use deadline::Deadline;
 
+use crate::arena::{Buffers, Owner};
 use crate::once;
 use crate::seal::Backing;
 pub(crate) use node::{Node, Users, now};
@@ -46,6 +47,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 pub(crate) struct Files<F> {
     fabric: Arc<F>,
     patience: Duration,
+    /// Where what is written is until it is flushed.
+    buffers: Arc<Buffers>,
     nodes: Mutex<HashMap<Ino, Arc<Node>>>,
     /// Bytes in all buffers.
     dirty: AtomicUsize,
@@ -59,10 +62,11 @@ pub(crate) struct Files<F> {
 }
 
 impl<F: Fabric> Files<F> {
-    pub(crate) fn new(fabric: Arc<F>, patience: Duration) -> Self {
+    pub(crate) fn new(fabric: Arc<F>, patience: Duration, buffers: Arc<Buffers>) -> Self {
         Self {
             fabric,
             patience,
+            buffers,
             nodes: Mutex::default(),
             dirty: AtomicUsize::new(0),
             flusher: OnceLock::new(),
@@ -92,7 +96,8 @@ impl<F: Fabric> Files<F> {
 
     /// The node of an open file, or of one that is only touched.
     pub(crate) fn node(&self, ino: Ino) -> Arc<Node> {
-        Arc::clone(self.nodes().entry(ino).or_insert_with(|| Arc::new(Node::new(ino))))
+        let new = || Arc::new(Node::new(Owner { buffers: Arc::clone(&self.buffers), ino }));
+        Arc::clone(self.nodes().entry(ino).or_insert_with(new))
     }
 
     /// One more descriptor; `cacheable` says whether the page cache may be used for it at all, `lend` answers a copy to read in place. The first open of a file decides for all that live
@@ -235,7 +240,14 @@ impl<F: Fabric> Files<F> {
             self.flush_node(&node)?;
         }
         self.reserve(ino, off, data.len() as u64)?;
-        let written = node.write(&*self.fabric, off, data);
+        let written = match node.write(&*self.fabric, off, data) {
+            Err(e) if e.kind() == Kind::NoSpace => {
+                // All buffers are taken, by ranges that are tiny. Errors are told to the files they are of.
+                drop(self.flush_all());
+                node.write(&*self.fabric, off, data)
+            }
+            result => result,
+        };
         let grown = written.as_ref().map_or(0, |(_, grown)| *grown);
         self.fabric.release(ino, (data.len() - grown) as u64);
         let (at, _) = written?;
@@ -470,7 +482,7 @@ impl Flusher {
             loop {
                 match received.recv_timeout(PERIOD) {
                     Ok(Order::Flush) => (),
-                    Err(RecvTimeoutError::Timeout) => spare::trim(),
+                    Err(RecvTimeoutError::Timeout) => files.buffers.trim(),
                     Ok(Order::End) | Err(RecvTimeoutError::Disconnected) => break,
                 }
                 let due = |node: &Node| {

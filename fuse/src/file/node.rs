@@ -10,6 +10,7 @@ use kos_types::{
 use super::deadline::{Deadline, Held, Turn};
 use super::dirty::Dirty;
 use super::opens::{Opens, Way};
+use crate::arena::{Left, Owner};
 use crate::once;
 use crate::seal::Backing;
 
@@ -79,6 +80,12 @@ impl State {
     pub(crate) const fn is_clean(&self) -> bool {
         self.since.is_none()
     }
+
+    /// The time that is committed is the newest one, also to the next process.
+    fn forget_mtime(&mut self) {
+        self.mtime = None;
+        self.dirty.forget_written();
+    }
 }
 
 /// What a flush in progress writes.
@@ -92,7 +99,7 @@ pub(crate) struct Taken {
 /// One file.
 #[derive(Debug)]
 pub(crate) struct Node {
-    ino: Ino,
+    owner: Owner,
     state: Mutex<State>,
     /// Held by whoever flushes or changes what is committed; taken before `state`.
     flush: Turn,
@@ -126,8 +133,8 @@ pub(crate) fn attr_of(reply: Reply) -> Result<Attr> {
 }
 
 impl Node {
-    pub(crate) fn new(ino: Ino) -> Self {
-        Self { ino, state: Mutex::default(), flush: Turn::default(), closed: Condvar::new() }
+    pub(crate) fn new(owner: Owner) -> Self {
+        Self { owner, state: Mutex::default(), flush: Turn::default(), closed: Condvar::new() }
     }
 
     pub(crate) fn state(&self) -> MutexGuard<'_, State> {
@@ -155,7 +162,7 @@ impl Node {
     }
 
     pub(crate) const fn ino(&self) -> Ino {
-        self.ino
+        self.owner.ino
     }
 
     /// A handle goes; the last one answers the copy that was read.
@@ -198,7 +205,7 @@ impl Node {
     fn shown<F: Fabric>(&self, fabric: &F) -> Result<(MutexGuard<'_, State>, Attr)> {
         loop {
             let flushes = self.uncut()?.flushes;
-            let attr = fabric.attr(self.ino)?;
+            let attr = fabric.attr(self.ino())?;
             let state = self.uncut()?;
             // A flush that ended meanwhile has forgotten what it committed.
             if state.flushes == flushes {
@@ -224,12 +231,29 @@ impl Node {
             .ok_or_else(|| Error::new(Kind::TooLarge, "write"))?;
         let before = state.dirty.bytes();
         state.users.quiet = false;
-        state.dirty.insert(off, data);
+        state.dirty.insert(&self.owner, off, data)?;
+        let written = now();
+        state.dirty.touch(off, written);
         state.size = Some(state.size.unwrap_or(0).max(end));
         state.size_least = state.size_least.map(|least| least.max(end));
-        state.mtime = Some(now());
+        state.mtime = Some(written);
         state.since.get_or_insert_with(Instant::now);
         Ok((off, state.dirty.bytes() - before))
+    }
+
+    /// Buffer what an earlier process did, the oldest first. Answers the bytes.
+    pub(crate) fn recover(&self, left: Vec<Left>) -> usize {
+        let mut state = self.state();
+        let before = state.dirty.bytes();
+        for Left { off, buf, .. } in left {
+            state.dirty.lay(off, buf);
+        }
+        if !state.dirty.is_empty() {
+            state.size = state.size.max(state.dirty.end());
+            state.mtime = state.mtime.max(state.dirty.written());
+            state.since.get_or_insert_with(Instant::now);
+        }
+        state.dirty.bytes() - before
     }
 
     /// Fill `out` from `off` on; answers how far, which is less only at the end of the file.
@@ -263,7 +287,7 @@ impl Node {
         for nth in 0..READ_TRIES {
             let _no_flush = (nth >= READ_TRIES_BESIDE).then(|| self.turn(deadline)).transpose()?;
             let flushes = self.uncut()?.flushes;
-            let map = fabric.extents(self.ino, off, len)?;
+            let map = fabric.extents(self.ino(), off, len)?;
             let mut end = off;
             let mut gone = false;
             for extent in &map.extents {
@@ -314,7 +338,7 @@ impl Node {
     }
 
     /// End a flush, under the same lock; after an error the bytes stay. Answers those that left memory.
-    pub(crate) fn settle(&self, taken: &Taken, result: Result<Attr>) -> usize {
+    pub(crate) fn settle(&self, taken: Taken, result: Result<Attr>) -> usize {
         let mut state = self.state();
         state.flushing = Arc::default();
         let bytes = taken.dirty.bytes();
@@ -330,8 +354,10 @@ impl Node {
             Err(e) => {
                 // Kept, under what was written since; a later flush tries again.
                 let both = bytes + state.dirty.bytes();
-                let mut kept = Dirty::clone(&taken.dirty);
-                kept.merge(&state.dirty);
+                let Some(mut kept) = Arc::into_inner(taken.dirty) else {
+                    unreachable!("only the flush that ends, and the state, had the ranges")
+                };
+                kept.merge(std::mem::take(&mut state.dirty));
                 state.dirty = kept;
                 state.since.get_or_insert_with(Instant::now);
                 state.errors += 1;
@@ -360,7 +386,7 @@ impl Node {
         let _no_flush = self.turn(deadline)?;
         let (size, mtime) = (set.size, set.mtime);
         let _cut = size.is_some().then(|| self.cut());
-        let attr = attr_of(fabric.propose(Op::SetAttr { ino: self.ino, set })?)?;
+        let attr = attr_of(fabric.propose(Op::SetAttr { ino: self.ino(), set })?)?;
         let mut state = self.state();
         let before = state.dirty.bytes();
         if let Some(SetSize { size }) = size {
@@ -369,7 +395,7 @@ impl Node {
             state.flushes += 1;
         }
         if size.is_some() || mtime.is_some() {
-            state.mtime = None;
+            state.forget_mtime();
             state.flushes += 1;
         }
         clean_if_empty(&mut state);
@@ -388,11 +414,18 @@ impl Node {
     ) -> Result<usize> {
         let _no_flush = self.turn(deadline)?;
         let _cut = self.cut();
+        let end = off.saturating_add(len);
+        let size_min = {
+            let mut state = self.state();
+            state.dirty.cut(end)?;
+            // The range that says how long the file is may go.
+            size_min.max(state.size)
+        };
         // The size in the same command: another mount may make the file longer meanwhile.
         let change = match size_min {
-            None => Op::Punch { ino: self.ino, off, len },
+            None => Op::Punch { ino: self.ino(), off, len },
             Some(size_min) => Op::Commit {
-                ino: self.ino,
+                ino: self.ino(),
                 stripes: Vec::new(),
                 holes: vec![(off, len)],
                 extents: Vec::new(),
@@ -405,8 +438,8 @@ impl Node {
         let mut state = self.state();
         state.flushes += 1;
         let before = state.dirty.bytes();
-        state.dirty.remove(off, off.saturating_add(len));
-        state.mtime = None;
+        state.dirty.remove(off, end);
+        state.forget_mtime();
         clean_if_empty(&mut state);
         Ok(before - state.dirty.bytes())
     }
@@ -421,6 +454,7 @@ impl Node {
     ) -> Result<usize> {
         let _no_flush = self.turn(deadline)?;
         let _cut = self.cut();
+        self.state().dirty.cut(end)?;
         attr_of(change()?)?;
         let mut state = self.state();
         state.flushes += 1;

@@ -112,14 +112,16 @@ pub(crate) fn pack<'a>(files: &[&'a Dirty]) -> Plan<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::file::dirty::tests::owner;
 
     #[test]
     fn packed_stripes_hold_every_range_of_every_file() {
+        let owner = owner();
         let bytes: Vec<u8> = (0..2 * STRIPE_BYTES_MAX + 999).map(|i| (i % 251) as u8).collect();
         let file = |ranges: &[(u64, usize)]| {
             let mut dirty = Dirty::default();
             for &(off, len) in ranges {
-                dirty.insert(off, &bytes[..len]);
+                dirty.insert(&owner, off, &bytes[..len]).expect("room");
             }
             dirty
         };
@@ -137,7 +139,8 @@ mod tests {
             let mut found = Dirty::default();
             for stripe in &packed {
                 for put in stripe.extents(number, StripeId(1)) {
-                    found.insert(put.off, &stripe.data[put.at as usize..(put.at + put.len) as usize]);
+                    let data = &stripe.data[put.at as usize..(put.at + put.len) as usize];
+                    found.insert(&owner, put.off, data).expect("room");
                 }
             }
             assert_eq!(found.bytes(), dirty.bytes());
@@ -152,11 +155,12 @@ mod tests {
     #[test]
     fn whole_blocks_of_zeros_are_holes() {
         let block = HOLE_BYTES as u64;
-        let mut dirty = Dirty::default();
+        let (owner, mut dirty) = (owner(), Dirty::default());
+        let mut insert = |off, data: &[u8]| dirty.insert(&owner, off, data).expect("room");
         // From the middle of a block: half of it, two whole ones, and a part of the next.
-        dirty.insert(block / 2, &vec![0; 3 * HOLE_BYTES]);
-        dirty.insert(10 * block, &vec![7; HOLE_BYTES]);
-        dirty.insert(11 * block, &vec![0; HOLE_BYTES]);
+        insert(block / 2, &vec![0; 3 * HOLE_BYTES]);
+        insert(10 * block, &vec![7; HOLE_BYTES]);
+        insert(11 * block, &vec![0; HOLE_BYTES]);
         let files = [&dirty];
         let plan = pack(&files);
         assert_eq!(plan.holes(0), [(block, 2 * block), (11 * block, block)]);

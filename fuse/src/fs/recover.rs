@@ -14,6 +14,7 @@ impl<F: Fabric> Fs<F> {
     /// # Errors
     /// When the fabric cannot be asked. What is of no use any more is left out, and said in the log.
     pub(crate) fn recover(&self, copy: &dyn Fn(u32) -> Backing) -> Result<()> {
+        let bytes = self.files.recover();
         let files = self.handles.files();
         for &(number, opened) in &files {
             if let Err(e) = self.reopen(opened, copy) {
@@ -26,7 +27,7 @@ impl<F: Fabric> Fs<F> {
             self.unlinked_before(ino);
         }
         kos_types::log!(
-            "kos-fuse: taken over from the process before: {} open files, {} inodes that the kernel knows",
+            "kos-fuse: taken over from the process before: {bytes} bytes to be flushed, {} open files, {} inodes",
             files.len(),
             self.known.all().len()
         );

@@ -2,6 +2,7 @@
 
 mod caches;
 mod interrupts;
+mod killed;
 mod live;
 mod model;
 mod names;
@@ -57,11 +58,11 @@ fn read(fs: &Fs<Model>, ino: Ino, off: u64, len: usize) -> Result<Vec<u8>> {
 }
 
 /// Randomness from a seed, xorshift64*.
-struct Rng(u64);
+pub(crate) struct Rng(u64);
 
 impl Rng {
     /// From `KOS_SEED`, or from the test's own number; printed, and shown when the test fails.
-    fn seeded(own: u64) -> Self {
+    pub(crate) fn seeded(own: u64) -> Self {
         let seed = std::env::var("KOS_SEED").map_or(own, |seed| seed.parse().expect("KOS_SEED: a number"));
         eprintln!("KOS_SEED={seed}");
         Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
@@ -80,11 +81,11 @@ impl Rng {
     }
 
     /// A number below `n`.
-    fn below(&mut self, n: usize) -> usize {
+    pub(crate) fn below(&mut self, n: usize) -> usize {
         ((self.next() >> 11) % n as u64) as usize
     }
 
-    fn bytes(&mut self, len: usize) -> Vec<u8> {
+    pub(crate) fn bytes(&mut self, len: usize) -> Vec<u8> {
         (0..len).map(|_| (self.next() >> 32) as u8).collect()
     }
 }
