@@ -1,6 +1,10 @@
 //! The process that holds the daemon's mount: who it is, and that nothing of it is left behind.
 
 use std::fs;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use kos_tests::{is_mounted, wait_for};
 use rustix::process::{Pid, Signal, getsid};
@@ -120,5 +124,52 @@ fn other_sessions_have_no_supervisor() {
     wait_for("the refusal", || fs::read_to_string(&log).expect("log").contains("this one goes on"));
     place.answers();
     place.expect(&["down"], 0);
+    place.is_gone();
+}
+
+/// A supervisor whose daemon has just crashed, as `kos` sees it.
+fn alone(place: &Place) -> Child {
+    let script = "trap 'exit 0' TERM; while :; do sleep 0.02; done";
+    let mut command = Command::new("bash");
+    command.arg0("fabricd").args(["-c", script, "fabricd", "--supervise", "--state"]).arg(place.state());
+    let child = command.stdin(Stdio::null()).spawn().expect("bash");
+    wait_for("the supervisor", || !place.supervisors().is_empty());
+    let mut told = run(place);
+    told["supervisor"] = child.id().into();
+    fs::write(place.state().join("run.json"), told.to_string()).expect("run.json");
+    child
+}
+
+#[test]
+fn between_two_daemons_up_waits_and_down_ends_the_supervisor() {
+    let place = Place::new();
+    place.expect(&["up"], 0);
+    place.write_synced("file", b"words");
+    place.kill();
+    let mut above = alone(&place);
+    let status = place.status(4);
+    assert_eq!((&status["health"], &status["supervisor_pid"]), (&"degraded".into(), &above.id().into()));
+    let said = place.expect(&["upgrade"], 1);
+    assert!(said.contains("starting or stopping"), "{said}");
+
+    let said = thread::scope(|scope| {
+        let up = scope.spawn(|| place.expect(&["up"], 0));
+        thread::sleep(Duration::from_millis(500));
+        assert!(
+            !up.is_finished() && is_mounted(&place.mount()),
+            "what a supervisor keeps is not cleaned away"
+        );
+        above.kill().and_then(|()| above.wait()).expect("bash");
+        up.join().expect("up")
+    });
+    assert!(said.contains("unmounted the dead kosfs mount") && said.contains("kosfs is up"), "{said}");
+    assert_eq!(place.read("file"), b"words");
+
+    place.kill();
+    let mut above = alone(&place);
+    let reaped = thread::spawn(move || above.wait().expect("bash").code());
+    let said = place.expect(&["down"], 1);
+    assert!(said.contains("without saying that all is flushed"), "{said}");
+    assert_eq!(reaped.join().expect("bash"), Some(0), "asked to, and not killed");
     place.is_gone();
 }
