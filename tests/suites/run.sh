@@ -38,21 +38,27 @@ ran=0
 failed=()
 
 finish() {
-    local status=$? pid
+    local status=$? key pid
+    local pids=()
     trap - EXIT
     cd /
     # Absent when setting up failed.
     umount "$tmp/second" 2>/dev/null || true
     umount "$other" 2>/dev/null || true
     if [ -d "$tmp/state" ]; then
-        pid=$(sed -n 's/.*"pid": *\([0-9]*\).*/\1/p' "$tmp/state/run.json" 2>/dev/null | head -n 1) || true
+        # The supervisor first: it would start the daemon again.
+        for key in supervisor pid; do
+            pids+=($(sed -n "s/.*\"$key\": *\([0-9][0-9]*\).*/\1/p" "$tmp/state/run.json" 2>/dev/null)) || true
+        done
         if ! kos down --wipe --state "$tmp/state"; then
             status=1
             tail -n 50 "$daemon_log" >&2 || true # what it was doing; it goes with the rest
-            # Only the daemon of this run has this state in its arguments.
-            if [ -n "$pid" ] && tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null | grep -qF "$tmp/state"; then
-                kill -9 "$pid" || true
-            fi
+            # Only the processes of this run have this state in their arguments.
+            for pid in "${pids[@]}"; do
+                if tr '\0' ' ' 2>/dev/null <"/proc/$pid/cmdline" | grep -qF "$tmp/state"; then
+                    kill -9 "$pid" || true
+                fi
+            done
             umount -l "$mount" 2>/dev/null || true # gone already when only wiping failed
             umount -l "$tmp/state/ram" 2>/dev/null || true
         fi

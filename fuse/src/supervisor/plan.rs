@@ -236,6 +236,10 @@ impl Plan {
 
     fn stop(&mut self, keeps: bool) -> Vec<Act> {
         self.stop = true;
+        if let Phase::HandingOver { until } = &mut self.phase {
+            // It may have heard this first, and then takes the time that an end takes.
+            *until = None;
+        }
         match self.phase {
             Phase::Serving | Phase::HandingOver { .. } => vec![Act::Tell(Tell::Stop)],
             // As if there were no supervisor.
@@ -473,6 +477,7 @@ mod tests {
         let mut run = Run::serving();
         run.on(Event::Upgrade);
         assert_eq!(run.on(Event::Stop), [Act::Tell(Tell::Stop)]);
+        assert_eq!(run.plan.deadline(), None);
         assert_eq!(run.on(Event::Ended(How::Code(HANDED_OVER))), [Act::Start(Program::Same)]);
         assert_eq!(run.on(Event::Serves), [Act::Tell(Tell::Stop)]);
         assert_eq!(run.on(Event::Ended(How::Code(0))), [Act::Exit(0)]);
