@@ -116,6 +116,10 @@ impl Link {
     }
 
     fn say(&self, word: Word, descriptor: Option<BorrowedFd<'_>>) -> io::Result<()> {
-        wire::send(self.socket.as_fd(), word, descriptor)
+        wire::send(self.socket.as_fd(), word, descriptor).map_err(|e| match e.kind() {
+            // Gone all the same, before it read the last of what was said.
+            io::ErrorKind::ConnectionReset => io::ErrorKind::BrokenPipe.into(),
+            _ => e,
+        })
     }
 }
