@@ -334,8 +334,11 @@ impl<F: Fabric> Fs<F> {
         }
         // Programs replace files by writing a new one and renaming it over the old: its data
         // goes first, or a crash could leave an empty file where either was promised.
-        if mode != RenameMode::NoReplace && self.fabric.lookup(to.0, to.1).is_ok() {
-            let source = self.fabric.lookup(from.0, from.1)?;
+        if mode != RenameMode::NoReplace
+            && self.fabric.lookup(to.0, to.1).is_ok()
+            // What is not there may have been moved before this process was asked.
+            && let Ok(source) = self.fabric.lookup(from.0, from.1)
+        {
             self.files.flush(source.ino)?;
         }
         let op = Op::Rename {

@@ -227,6 +227,10 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         fs.held.begin(leases);
         watch = Some(Watch::start(&fs, Arc::clone(leases), noted)?);
     }
+    if resumes {
+        // Before any is read: what is being done would be asked again, too.
+        caches.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
+    }
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.serve() {
@@ -237,7 +241,6 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
     if resumes {
-        caches.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
         fs.forget_leases_before(&*caches);
     }
     let dev = fs::metadata(&options.dir).map_err(|e| Error::io("mount: stat", &e))?.dev();

@@ -14,6 +14,7 @@ use kos_types::{Access, Attr, Error, Fabric, FileKind, Ino, Kind, Op, Result, Xa
 
 use crate::file::{Users, Way};
 use crate::fs::Fs;
+use crate::once;
 
 /// The attribute that seals.
 pub(crate) const SEAL: &[u8] = b"user.kos.seal";
@@ -147,7 +148,7 @@ impl<F: Fabric> Fs<F> {
     fn patiently(&self, op: &Op) -> Result<()> {
         let start = Instant::now();
         loop {
-            match self.fabric.propose(op.clone()) {
+            match self.fabric.propose_once(op.clone(), once::name()) {
                 Err(e) if e.kind() == Kind::InUse && start.elapsed() < RELEASE_MAX => {
                     thread::sleep(RELEASE_PAUSE)
                 }
