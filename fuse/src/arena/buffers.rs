@@ -358,11 +358,6 @@ impl Buf {
         Self::filled(&self.buffers, words, &self[at..], 0)
     }
 
-    /// It is newer than all others from here on.
-    pub(crate) fn renew(&self) {
-        self.set(ORDER, self.buffers.order.fetch_add(1, Ordering::Relaxed));
-    }
-
     /// When it was last written, where that is to be the file's time.
     pub(crate) fn written(&self) -> Option<Time> {
         time_of(self.buffers.classes[self.class].word(self.slot, WRITTEN))
@@ -479,8 +474,6 @@ mod tests {
         assert_eq!((buf.written(), tail.written(), newer.written()), (Some(time), Some(time), None));
         assert!(buf.header()[ORDER] < newer.header()[ORDER]);
         assert_eq!((buf.header()[ORDER], tail.header()[OFF]), (tail.header()[ORDER], 1_000_005));
-        buf.renew();
-        assert!(buf.header()[ORDER] > newer.header()[ORDER]);
     }
 
     #[test]

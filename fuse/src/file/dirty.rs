@@ -48,18 +48,20 @@ impl Dirty {
             here.overwrite(at, data);
             return Ok(());
         }
-        // Nor is a range that begins in here and goes on behind.
+        // Nor is a range that begins in here and goes on behind, or the one that it goes on from. That is the common
+        // case: appending fills it up.
         let lapped = self.lapped(off, end);
-        let (own, tail) = data.split_at((lapped.unwrap_or(end) - off) as usize);
-        let end = off + own.len() as u64;
-        // Appending is the common case: fill up the range that ends here.
-        let before = self.ranges.range(..off).next_back();
-        let before = before.filter(|(start, before)| *start + before.len() as u64 == off);
-        let room = before.map_or(0, |(_, before)| STRIPE_BYTES_MAX - before.len());
+        let before = self.ranges.range(..off).next_back().map(|(&start, before)| (start, before.len()));
+        let before = before.filter(|&(start, len)| start + len as u64 >= off);
+        let (begin, room) =
+            before.map_or((off, 0), |(start, len)| (start + len as u64, STRIPE_BYTES_MAX - len));
+        let end = lapped.unwrap_or(end);
+        let (over, own) = data.split_at((begin - off) as usize);
+        let (own, tail) = own.split_at((end - begin) as usize);
         let (head, rest) = own.split_at(own.len().min(room));
-        let before = before.map(|(&start, _)| start);
-        // Memory first, so that a write that fails has changed nothing.
-        let (mut at, mut fresh) = (off + head.len() as u64, Vec::new());
+        // Memory first, so that a write that fails has changed nothing. One that is killed in the middle leaves of each
+        // byte the one before or the new one.
+        let (mut at, mut fresh) = (begin + head.len() as u64, Vec::new());
         for part in rest.chunks(STRIPE_BYTES_MAX) {
             // What goes on behind a full stripe will most likely fill the next one.
             let follows = before.is_some() || !fresh.is_empty();
@@ -67,23 +69,16 @@ impl Dirty {
             fresh.push((at, Buf::new(owner, at, part, room)?));
             at += part.len() as u64;
         }
-        if let Some(start) = before.filter(|_| !head.is_empty()) {
-            let lies_over = self.ranges.range(off..end).next().is_some();
-            if let Some(before) = self.ranges.get_mut(&start) {
-                // What is written comes after all that it is written over.
-                if lies_over {
-                    before.renew();
-                }
-                before.extend(head)?;
-            }
+        if let Some((start, len)) = before
+            && let Some(before) = self.ranges.get_mut(&start)
+        {
+            before.extend(head)?;
+            before.overwrite(len - over.len(), over);
         }
         if let Some(range) = lapped.and_then(|start| self.ranges.get_mut(&start)) {
             range.overwrite(0, tail);
         }
-        if before.is_none() {
-            self.end_at(off);
-        }
-        self.clear(off, end);
+        self.clear(begin, end);
         self.bytes += own.len();
         self.ranges.extend(fresh);
         Ok(())
@@ -290,6 +285,9 @@ pub(super) mod tests {
         }
         assert!(dirty.ranges.len() > 60);
         assert!(room(&dirty) <= 2 * dirty.bytes(), "{} for {}", room(&dirty), dirty.bytes());
+        let ranges = dirty.ranges.len();
+        dirty.insert(&owner, STRIPE_BYTES_MAX as u64 - 5, &[3; 10]).expect("room");
+        assert_eq!(dirty.ranges.len(), ranges, "on behind the last one");
     }
 
     #[test]

@@ -182,7 +182,7 @@ mod tests {
             drop(file);
             assert_eq!(owner_now.buffers.taken(), 0);
         }
-        assert!(cut_off > 1000 && cut_off_again > 200, "{cut_off} {cut_off_again}");
+        assert!(cut_off > 1000 && cut_off_again > 100, "{cut_off} {cut_off_again}");
     }
 
     /// Recover, and die at the end at the latest: whether it came there.
