@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -172,7 +172,8 @@ fn begin<F: Fabric + 'static, S: Session<F>>(fs: &Arc<Fs<F>>, options: &MountOpt
 }
 
 /// Leave the mount to the next process, where one could go on with it.
-fn keep(link: &Link, arena: &Arena, devices: &[Arc<OwnedFd>]) -> io::Result<()> {
+fn keep<F: Fabric, S: Session<F>>(link: &Link, arena: &Arena, session: &S) -> io::Result<()> {
+    let devices = if link.watches() { session.notifier().into_iter().collect() } else { session.devices() };
     if devices.is_empty() {
         return Err(io::Error::new(io::ErrorKind::Unsupported, "nobody else could go on with this session"));
     }
@@ -194,7 +195,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     let arena = arena.map_err(|e| Error::io("mount: memory for the next process", &e))?;
     let resumes = !kept.devices.is_empty();
     let mut fs = Fs::new(fabric, control, arena);
-    fs.outlives.store(link.is_some(), Ordering::Relaxed);
+    fs.outlives.store(link.is_some_and(|link| !link.watches()), Ordering::Relaxed);
     fs.share_locks = options.share_locks;
     fs.is_remote = options.remote;
     let fs = Arc::new(fs);
@@ -209,10 +210,10 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         fs.job_leftovers()?;
     }
     if let Some(link) = link.filter(|_| !resumes)
-        && let Err(e) = keep(link, &fs.arena, &session.devices())
+        && let Err(e) = keep(link, &fs.arena, &session)
     {
         kos_types::log!(
-            "kos-fuse: the supervisor takes nothing: {e}: if this process is killed, the mount ends"
+            "kos-fuse: the supervisor takes nothing: {e}: the mount does not outlive this process"
         );
     }
 

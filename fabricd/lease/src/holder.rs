@@ -62,6 +62,8 @@ struct State {
     jobs: VecDeque<Job>,
     /// When the timer looks at the time again.
     timer_at: u64,
+    /// What the cache was told.
+    valid_until: u64,
     stopping: bool,
 }
 
@@ -168,6 +170,7 @@ impl Holder {
             ready: VecDeque::new(),
             jobs: VecDeque::new(),
             timer_at: 0,
+            valid_until: 0,
             stopping: false,
         };
         let (timer, ready, jobs) = (Condvar::new(), Condvar::new(), Condvar::new());
@@ -273,6 +276,11 @@ impl Shared {
                 state.ready.push_back((run, outcome));
                 self.ready.notify_one();
             }
+        }
+        let valid_until = state.client.valid_until().unwrap_or(0);
+        if valid_until != state.valid_until {
+            state.valid_until = valid_until;
+            self.cache.valid_until(valid_until);
         }
         if state.client.next_deadline().is_some_and(|due| due < state.timer_at) {
             self.timer.notify_one();

@@ -293,4 +293,8 @@ pub trait Cache: Send + Sync {
     /// Discard everything buffered, refusing write-backs, and empty every cache. Answers the inodes that
     /// lost changes.
     fn abandon(&self) -> Vec<Ino>;
+
+    /// When the session is over, unless it is renewed by then: microseconds of CLOCK_BOOTTIME, 0 without a session. For who
+    /// watches this process: then everything must be out of every cache, whether it runs or not.
+    fn valid_until(&self, _micros: u64) {}
 }

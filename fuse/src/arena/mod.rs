@@ -27,6 +27,8 @@ const WORD_BYTES: usize = 8;
 /// Words of the first page: what it is, and whose.
 const MAGIC_AT: usize = 0;
 const NONCE_AT: usize = 1;
+/// When the session is over, unless it is renewed by then.
+const VALID_AT: usize = 2;
 /// How far each table was ever in use.
 const USED_AT: usize = 8;
 /// What the session agreed on with the kernel.
@@ -145,6 +147,15 @@ impl Arena {
             return;
         }
         self.word(at).store(word, Ordering::Release);
+    }
+
+    /// When the mount's session is over, unless it is renewed by then: microseconds of CLOCK_BOOTTIME. 0 without a session.
+    pub(crate) fn valid_until(&self) -> u64 {
+        self.word(VALID_AT).load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_valid_until(&self, micros: u64) {
+        self.word(VALID_AT).store(micros, Ordering::Release);
     }
 
     /// The word number `at`.

@@ -91,6 +91,10 @@ impl<F: Fabric> Cache for Returns<F> {
         }
     }
 
+    fn valid_until(&self, micros: u64) {
+        self.fs.arena.set_valid_until(micros);
+    }
+
     fn abandon(&self) -> Vec<Ino> {
         self.fs.held.lost.store(true, Ordering::SeqCst);
         self.fs.held.kept.forget_all();

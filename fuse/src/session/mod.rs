@@ -20,6 +20,7 @@ use crate::seal::Backing;
 
 pub(crate) use self::fuser::Fuser;
 pub(crate) use self::own::Own;
+pub(crate) use self::protocol::notify::inval_inode;
 
 /// Pages that the kernel lets a request have, in all mounts of the machine.
 const PAGES_LIMIT: &str = "/proc/sys/fs/fuse/max_pages_limit";
@@ -68,6 +69,11 @@ pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
     /// The descriptors by which another process could go on; none where it could not.
     fn devices(&self) -> Vec<Arc<OwnedFd>> {
         Vec::new()
+    }
+
+    /// A descriptor by which the kernel can be told what to throw out.
+    fn notifier(&self) -> Option<Arc<OwnedFd>> {
+        None
     }
 
     /// A copy that an earlier process told the kernel of.

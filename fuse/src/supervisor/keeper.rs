@@ -10,6 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags};
@@ -21,8 +22,10 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::plan::{Act, Event, How, Plan, Program, Tell};
+use super::watchdog::Watchdog;
 use super::wire::{self, Message, Word};
 use super::{DEVICES_MAX, Kept};
+use crate::arena::Arena;
 
 /// By this name `kos` knows a daemon.
 const NAME: &str = "fabricd";
@@ -62,6 +65,7 @@ pub(super) fn run(program: &Path, command: Start, upgrade: &Path) -> io::Result<
         program: program.to_path_buf(),
         previous: program.to_path_buf(),
         kept: Kept::default(),
+        watchdog: None,
         life: None,
         pid: 0,
     };
@@ -80,6 +84,7 @@ pub(super) fn run(program: &Path, command: Start, upgrade: &Path) -> io::Result<
             }
         }
         keeper.wait(&signals, plan.deadline())?;
+        keeper.watchdog.iter_mut().for_each(Watchdog::look);
         events.extend(keeper.events(&mut signals)?);
         events.push_back(Event::Time);
     }
@@ -110,6 +115,7 @@ struct Keeper {
     program: PathBuf,
     previous: PathBuf,
     kept: Kept,
+    watchdog: Option<Watchdog>,
     life: Option<Life>,
     /// Of the last daemon.
     pid: u32,
@@ -190,7 +196,11 @@ impl Keeper {
             descriptors.push(PollFd::new(&life.handle, PollFlags::IN));
             descriptors.extend(life.socket.as_ref().map(|socket| PollFd::new(socket, PollFlags::IN)));
         }
-        wire::wait(&mut descriptors, deadline.map(|at| at.saturating_duration_since(Instant::now())))
+        let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
+        wire::wait(
+            &mut descriptors,
+            limit.into_iter().chain(self.watchdog.as_ref().map(Watchdog::rest)).min(),
+        )
     }
 
     fn events(&mut self, signals: &mut Signals) -> io::Result<Vec<Event>> {
@@ -221,11 +231,27 @@ impl Keeper {
         events
     }
 
+    /// A watchdog of the mount that is kept.
+    fn watch(&self) -> Option<Watchdog> {
+        let (memory, device) = (self.kept.memory.as_ref()?, self.kept.devices.first()?);
+        let clones = memory.try_clone().and_then(|memory| Ok((Arena::adopt(memory)?, device.try_clone()?)));
+        match clones {
+            Ok((arena, device)) => Some(Watchdog::new(arena, Arc::new(device))),
+            Err(e) => {
+                kos_types::log!("fabricd: supervisor: nobody watches the mount: {e}");
+                None
+            }
+        }
+    }
+
     fn take(&mut self, message: Message) -> Option<Event> {
         match (message.word, message.descriptor) {
             (Some(Word::Memory), Some(memory)) => self.kept.memory = Some(memory),
             (Some(Word::Device), Some(device)) if self.kept.devices.len() < DEVICES_MAX => {
                 self.kept.devices.push(device);
+                if self.watchdog.is_none() {
+                    self.watchdog = self.watch();
+                }
             }
             (Some(Word::Serves), _) => return Some(Event::Serves),
             // Of a later version, which goes without.

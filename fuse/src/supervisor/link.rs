@@ -20,12 +20,24 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// Behind the three standard ones.
 const FIRST: i32 = 3;
 
+/// The connection that is this process's standard input, which is empty afterwards.
+pub(super) fn standard_input() -> io::Result<OwnedFd> {
+    let socket = fcntl_dupfd_cloexec(stdin(), FIRST)?;
+    if socket_type(&socket).ok() != Some(SocketType::SEQPACKET) {
+        let what = "the standard input is no connection to a supervisor";
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
+    }
+    dup2_stdin(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)?;
+    Ok(socket)
+}
+
 /// The daemon's end of the connection to its supervisor.
 #[derive(Debug)]
 pub struct Link {
     socket: OwnedFd,
     supervisor: u32,
     devices: AtomicUsize,
+    watches: bool,
 }
 
 impl Link {
@@ -36,13 +48,17 @@ impl Link {
     /// `InvalidInput` when the standard input is no such connection, `TimedOut` when nothing comes, and `UnexpectedEof`
     /// when the supervisor is gone.
     pub fn take() -> io::Result<(Self, Kept)> {
-        let socket = fcntl_dupfd_cloexec(stdin(), FIRST)?;
-        if socket_type(&socket).ok() != Some(SocketType::SEQPACKET) {
-            let what = "the standard input is no connection to a supervisor";
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, what));
-        }
-        dup2_stdin(open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?)?;
-        Self::over(socket, LIMIT)
+        Self::over(standard_input()?, LIMIT)
+    }
+
+    /// To a watchdog, which keeps nothing.
+    pub(super) const fn to_watchdog(socket: OwnedFd, watchdog: u32) -> Self {
+        Self { socket, supervisor: watchdog, devices: AtomicUsize::new(0), watches: true }
+    }
+
+    /// Whether it only watches this process.
+    pub(crate) const fn watches(&self) -> bool {
+        self.watches
     }
 
     pub(super) fn over(socket: OwnedFd, limit: Duration) -> io::Result<(Self, Kept)> {
@@ -64,7 +80,7 @@ impl Link {
             }
         }
         let devices = AtomicUsize::new(kept.devices.len());
-        Ok((Self { socket, supervisor, devices }, kept))
+        Ok((Self { socket, supervisor, devices, watches: false }, kept))
     }
 
     /// The supervisor's process.

@@ -9,6 +9,7 @@ mod link;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod watchdog;
 mod wire;
 
 use std::os::fd::OwnedFd;
@@ -16,6 +17,7 @@ use std::os::fd::OwnedFd;
 pub use keeper::supervise;
 pub use link::Link;
 pub use plan::HANDED_OVER;
+pub use watchdog::{watch, watched};
 
 /// Connections of one mount: one for each of its threads, and room.
 const DEVICES_MAX: usize = 64;

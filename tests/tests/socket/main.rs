@@ -16,3 +16,4 @@ mod second;
 mod signals;
 mod together;
 mod unnamed;
+mod watchdog;

@@ -9,6 +9,8 @@ use kos_fuse::{MountFlags, SessionKind};
 
 /// The first word of the serving process.
 pub(crate) const SERVE: &str = "--serve";
+/// The first word of the process that watches it.
+pub(crate) const WATCH: &str = "--watch";
 const SOCKET: &[u8] = b"kos.sock";
 const FORM: &str = "mount -t kosfs STATE/kos.sock[:/subtree] DIR [-o options]";
 /// How long requests wait for a daemon that is away, unless `timeout=` says otherwise.

@@ -15,7 +15,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use args::{Args, SERVE};
+use args::{Args, SERVE, WATCH};
 
 /// mount(8)'s exit codes.
 const USAGE: u8 = 1;
@@ -27,6 +27,9 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 
 fn main() -> ExitCode {
     let words: Vec<_> = std::env::args_os().skip(1).collect();
+    if words.first().is_some_and(|word| word == WATCH) {
+        return kos_fuse::supervisor::watch();
+    }
     let serving = words.first().is_some_and(|word| word == SERVE);
     let args = match args::parse(&words[usize::from(serving)..]) {
         Ok(args) => args,

@@ -4,12 +4,15 @@ use std::fs::{DirBuilder, File};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Sender};
 use std::thread;
 use std::time::Duration;
 
+use kos_fuse::supervisor::{Kept, Link};
 use kos_fuse::{ControlFile, MountOptions, Mounted, WriteControl};
 use kos_rpc::{Client, ControlInfo, Options};
 use rustix::fs::{Mode, OFlags, ResolveFlags};
@@ -18,7 +21,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::READY;
-use crate::args::Args;
+use crate::args::{Args, WATCH};
 use crate::leases;
 
 /// How long a mount waits for a daemon that is just starting.
@@ -73,7 +76,9 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
     };
     let control = control(client)?;
     let lease = |cache| Ok(Some(leases::hold(client, args.patience, cache)? as _));
-    let mounted = kos_fuse::mount(Arc::clone(client), &options, None, control, lease, move || {
+    let watchdog = start_watchdog().map_err(|e| format!("cannot start the watchdog: {e}"))?;
+    let watched = Some((&watchdog, Kept::default()));
+    let mounted = kos_fuse::mount(Arc::clone(client), &options, watched, control, lease, move || {
         // Nobody listens any more when this process itself unmounts.
         let _ = ends.send(End::Unmounted);
     })
@@ -90,6 +95,13 @@ fn serve(args: &Args, client: &Arc<Client>, dir: PathBuf, source: String) -> Out
         Ok(End::Unmounted) => mounted.finish().map_err(failed),
         Ok(End::Signal) | Err(_) => end(mounted, &dir),
     }
+}
+
+/// The process that throws what the kernel keeps out, when this one does not run: it is stopped, or hangs.
+fn start_watchdog() -> io::Result<Link> {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg0("mount.kosfs").arg(WATCH);
+    kos_fuse::supervisor::watched(command)
 }
 
 /// The server's control files, read when they are opened here.

@@ -220,6 +220,10 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
         self.channels.all().iter().map(|channel| Arc::clone(channel.device())).collect()
     }
 
+    fn notifier(&self) -> Option<Arc<OwnedFd>> {
+        Some(Arc::clone(self.channels.first().device()))
+    }
+
     fn copy(&self, id: u32) -> Backing {
         answer::backing(id, &Arc::downgrade(&self.channels))
     }
