@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use kos_core::read;
 use kos_types::limits::BLOCK_BYTES;
-use kos_types::{Error, Extent, Ino, Kind, Result, Source};
+use kos_types::{Attr, Error, Extent, Ino, Kind, Result, Source};
 use memmap2::{Advice, MmapMut};
 
 use crate::copies::BYTES_MIN;
@@ -46,15 +46,19 @@ pub(crate) fn start(inner: Arc<Inner>) -> Result<Worker> {
     })
 }
 
+/// What a copy takes. Where most of a file is data, holes may cost memory: huge pages are read twice as fast.
+pub(crate) const fn bytes_of(attr: &Attr) -> (u64, bool) {
+    let dense = attr.bytes >= attr.size / 8 * 7;
+    (if dense { attr.size } else { attr.bytes }, dense)
+}
+
 fn copy(inner: &Inner, stop: &Stop, ino: Ino, pushes: bool) -> Result<()> {
     let attr = read::inode(&*inner.db, ino)?.attr;
     let Some(path) = inner.copies.unfinished() else { return Ok(()) };
     if !attr.sealed || attr.size < BYTES_MIN {
         return Err(Error::new(Kind::Stale, "copy: not sealed, or small"));
     }
-    // Where most of it is data, holes may cost memory: huge pages are read twice as fast.
-    let dense = attr.bytes >= attr.size / 8 * 7;
-    let bytes = if dense { attr.size } else { attr.bytes };
+    let (bytes, dense) = bytes_of(&attr);
     make_room(inner, bytes, pushes)?;
     let step = |e| Error::io("copy", &e);
     let file =

@@ -49,16 +49,24 @@ pub(crate) struct Copies {
 }
 
 impl Copies {
-    /// Copies of an earlier process are dropped: who reads one goes on with it.
-    pub(crate) fn open(dir: Option<PathBuf>) -> Result<Self> {
+    /// Copies of an earlier process are dropped: who reads one goes on with it. But those are kept that `keeps` answers the
+    /// bytes of, asked with the file and the copy's size: the kernel reads them for a mount that goes on.
+    pub(crate) fn open(dir: Option<PathBuf>, keeps: impl Fn(Ino, u64) -> Option<u64>) -> Result<Self> {
+        let mut state = State::default();
         if let Some(dir) = &dir {
             let step = |e| Error::io("copies of sealed files", &e);
-            if dir.exists() {
-                fs::remove_dir_all(dir).map_err(step)?;
+            fs::create_dir_all(dir).map_err(step)?;
+            for entry in fs::read_dir(dir).map_err(step)? {
+                let entry = entry.map_err(step)?;
+                let ino = entry.file_name().to_str().and_then(|name| name.parse().ok()).map(Ino);
+                let size = entry.metadata().map_err(step)?.len();
+                match ino.and_then(|ino| Some((ino, keeps(ino, size)?))) {
+                    Some((ino, bytes)) => drop(state.whole.insert(ino, Copy { bytes, used: 0 })),
+                    None => fs::remove_file(entry.path()).map_err(step)?,
+                }
             }
-            fs::create_dir(dir).map_err(step)?;
         }
-        Ok(Self { dir, state: Mutex::default() })
+        Ok(Self { dir, state: Mutex::new(state) })
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -165,8 +165,13 @@ impl Node {
         for failed in tiers.failed() {
             events.add("failed", &failed.to_string());
         }
+        // An unsealed file has none: it goes before the seal does.
+        let keeps = |ino, size| {
+            let attr = options.resumes.then(|| read::inode(&*db, ino).ok())??.attr;
+            (attr.sealed && attr.size == size).then(|| copier::bytes_of(&attr).0)
+        };
         let inner = Inner {
-            copies: Copies::open(tiers.copies())?,
+            copies: Copies::open(tiers.copies(), keeps)?,
             stripes: Stripes::new(tiers, Arc::clone(&db), Arc::clone(&counters), Arc::clone(&events)),
             db,
             counters,
