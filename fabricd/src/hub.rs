@@ -429,7 +429,7 @@ const fn is_internal(op: &Op) -> bool {
             | Op::FenceSession { .. }
             | Op::Fence { .. }
             | Op::Prune { .. }
-            | Op::Job(JobOp::Open | JobOp::Start { .. } | JobOp::End { .. })
+            | Op::Job(JobOp::Open { .. } | JobOp::Start { .. } | JobOp::End { .. })
     )
 }
 

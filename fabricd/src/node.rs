@@ -196,7 +196,7 @@ impl Node {
                 inner.propose(Op::Reap { ino })?;
             }
         }
-        inner.propose(Op::Job(JobOp::Open))?;
+        inner.propose(Op::Job(JobOp::Open { resumes: options.resumes }))?;
         inner.stripes.survey(&index)?;
         let late = Arc::downgrade(&inner);
         inner.db.when_late(move || drop(late.upgrade().inspect(|inner| inner.in_force_late())));

@@ -284,6 +284,7 @@ impl<F: Fabric> Fs<F> {
         if control::owns(parent) {
             return Err(fixed());
         }
+        self.job_unlinking((parent, name));
         let removed = self.fabric.propose_once(op, once::name());
         self.held.kept.changed(parent, name);
         match removed? {
@@ -515,13 +516,21 @@ impl<F: Fabric> Fs<F> {
             let Some(Handle::Control(kept)) = self.handles.get(handle) else {
                 return Err(Error::new(Kind::Stale, "read: control file"));
             };
-            let contents = kept.map_or_else(|| self.control.read(ino).map(Arc::from), Ok)?;
+            let contents = kept.map_or_else(|| self.contents(ino), Ok)?;
             let from = usize::try_from(off).unwrap_or(usize::MAX).min(contents.len());
             let len = out.len().min(contents.len() - from);
             out[..len].copy_from_slice(&contents[from..from + len]);
             return Ok(len);
         }
         self.files.read(ino, off, out)
+    }
+
+    /// What a control file or a job's says now.
+    fn contents(&self, ino: Ino) -> Result<Arc<[u8]>> {
+        match jobs::file_of(ino) {
+            Some((id, file)) => self.job_file_open(id, file, libc::O_RDONLY),
+            None => self.control.read(ino).map(Arc::from),
+        }
     }
 
     /// Without an offset the bytes are appended: the kernel's idea of the end may be old, ours is

@@ -207,7 +207,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         begin(&fs, options)?
     };
     if options.first {
-        fs.job_leftovers()?;
+        fs.job_leftovers(resumes)?;
     }
     if let Some(link) = link.filter(|_| !resumes)
         && let Err(e) = keep(link, &fs.arena, &session)

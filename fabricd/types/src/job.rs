@@ -114,7 +114,10 @@ pub struct Job {
 pub enum JobOp {
     /// Make the jobs' tree where it is missing, and settle what the end of the node left behind.
     /// Replies `Done`.
-    Open,
+    Open {
+        /// Its mount goes on: files that are being dropped are, still.
+        resumes: bool,
+    },
     /// Accept a specification; `Invalid` says why not.
     Submit {
         /// The name under which it was dropped.

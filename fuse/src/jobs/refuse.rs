@@ -1,8 +1,8 @@
 //! `rejected/`: for each name the last file that was refused under it, and why.
 
 use kos_types::{
-    Cred, Dirent, Error, Fabric, FileKind, Ino, JOBS, JOBS_REJECTED, Kind, Op, RenameMode, Reply, Result,
-    Submitter, limits,
+    Cred, Error, Fabric, FileKind, Ino, JOBS, JOBS_REJECTED, Kind, Op, RenameMode, Reply, Result, Submitter,
+    limits,
 };
 
 use super::is_ignored;
@@ -82,21 +82,9 @@ impl<F: Fabric> Fs<F> {
         entries.iter().take(surplus).try_for_each(|entry| self.drop_name((JOBS_REJECTED, &entry.name)))
     }
 
-    /// A file that is being dropped, and was in an earlier process. Whether it is open for writing.
-    fn job_goes_on(&self, entry: &Dirent, owner: &Submitter) -> bool {
-        let writers = self.writers_of(entry.attr.ino);
-        if writers.is_empty() {
-            return false;
-        }
-        self.jobs.drops.begin(entry.attr.ino, &entry.name, owner.clone());
-        writers.into_iter().for_each(|handle| self.jobs.drops.opened(entry.attr.ino, handle));
-        self.jobs.drops.written(entry.attr.ino);
-        true
-    }
-
-    /// Files that the end of a node left behind, before their last writer closed them. Those that are open still go on: the
-    /// mount outlived its process.
-    pub(crate) fn job_leftovers(&self) -> Result<()> {
+    /// Files that the end of a node left behind, before their last writer closed them. Where the mount outlives its process
+    /// they are still being dropped.
+    pub(crate) fn job_leftovers(&self, resumes: bool) -> Result<()> {
         let mut after = 0;
         match self.fabric.attr(JOBS) {
             // This fabric runs no jobs.
@@ -110,7 +98,8 @@ impl<F: Fabric> Fs<F> {
             for entry in entries {
                 if entry.attr.kind == FileKind::File && !is_ignored(&entry.name) {
                     let owner = Submitter { uid: entry.attr.uid, gid: entry.attr.gid, groups: Vec::new() };
-                    if self.job_goes_on(&entry, &owner) {
+                    if resumes {
+                        self.job_goes_on(&entry, owner)?;
                         continue;
                     }
                     self.refuse(

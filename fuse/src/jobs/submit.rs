@@ -1,8 +1,8 @@
 //! When a file becomes a job: after its last writer closed it, or at once when it is renamed or linked in.
 
 use kos_types::{
-    Attr, Error, Fabric, FileKind, Ino, JOBS, JobId, JobOp, Kind, Op, RenameMode, Reply, Result, Submitter,
-    limits,
+    Attr, Dirent, Error, Fabric, FileKind, Ino, JOBS, JOBS_BY_NAME, Job, JobId, JobOp, JobState, Kind, Op,
+    RenameMode, Reply, Result, Submitter, limits,
 };
 
 use super::drops::{Dropped, Verdict, lock};
@@ -77,18 +77,59 @@ impl<F: Fabric> Fs<F> {
     pub(crate) fn job_released(&self, ino: Ino, handle: u64) {
         let Some(found) = self.jobs.drops.find(ino) else { return };
         let mut dropped = lock(&found);
-        if !dropped.writers.remove(&handle) || !dropped.writers.is_empty() {
-            return;
+        if dropped.writers.remove(&handle) && dropped.writers.is_empty() {
+            self.leave(ino, &mut dropped);
         }
+    }
+
+    /// Nobody writes it any more.
+    fn leave(&self, ino: Ino, dropped: &mut Dropped) {
         if dropped.written {
             // Stores into a mapping come after the close; nobody is left to be told but by the file.
-            let _ = self.judge(ino, &mut dropped);
+            let _ = self.judge(ino, dropped);
         }
         // An empty file is waiting for its bytes.
         if dropped.verdict != Verdict::None {
-            self.keep(ino, &dropped);
+            self.keep(ino, dropped);
             self.jobs.drops.take(ino);
         }
+    }
+
+    /// A file was being dropped when an earlier process of this mount was killed. Whom its creator shared groups with is not
+    /// known any more, unless it was a job by then.
+    pub(super) fn job_goes_on(&self, entry: &Dirent, owner: Submitter) -> Result<()> {
+        let (ino, name) = (entry.attr.ino, &entry.name);
+        // What is buffered counts.
+        let is_empty = self.attr(ino)?.size == 0;
+        let before = if is_empty { None } else { self.accepted(name)? };
+        let submitter = before.as_ref().map_or(owner, |job| job.submitter.clone());
+        self.jobs.drops.begin(ino, name, submitter);
+        let writers = self.writers_of(ino);
+        for &handle in &writers {
+            self.jobs.drops.opened(ino, handle);
+        }
+        let Some(found) = self.jobs.drops.find(ino) else { return Ok(()) };
+        let mut dropped = lock(&found);
+        dropped.written = !is_empty;
+        dropped.verdict = before.map_or(Verdict::None, |job| Verdict::Good(job.id));
+        if writers.is_empty() {
+            // Its last close was under way.
+            self.leave(ino, &mut dropped);
+        }
+        Ok(())
+    }
+
+    /// The job that a file of this name was before its last writer closed it.
+    fn accepted(&self, name: &[u8]) -> Result<Option<Job>> {
+        let link = match self.fabric.lookup(JOBS_BY_NAME, name) {
+            Ok(link) => self.fabric.readlink(link.ino)?,
+            Err(e) if e.kind() == Kind::NotFound => return Ok(None),
+            Err(e) => return Err(e),
+        };
+        let number = link.strip_prefix(b"../").and_then(|number| str::from_utf8(number).ok());
+        let Some(id) = number.and_then(|number| number.parse().ok()) else { return Ok(None) };
+        let job = self.fabric.job(JobId(id))?;
+        Ok((job.state == JobState::New).then_some(job))
     }
 
     /// Take a judged file out of the listing: to where it runs, or to the refused ones.
@@ -100,6 +141,21 @@ impl<F: Fabric> Fs<F> {
         };
         if let Err(e) = done {
             kos_types::log!("kos-fuse: job {}: {e}", String::from_utf8_lossy(&dropped.name));
+        }
+    }
+
+    /// A name is about to be removed. The job goes first: if this process is killed in between, the file is dropped once more
+    /// and not never.
+    pub(crate) fn job_unlinking(&self, (parent, name): Name<'_>) {
+        if parent != JOBS {
+            return;
+        }
+        let Ok(attr) = self.fabric.lookup(JOBS, name) else { return };
+        let Some(found) = self.jobs.drops.find(attr.ino) else { return };
+        let mut dropped = lock(&found);
+        if let Verdict::Good(id) = dropped.verdict {
+            self.withdraw(id);
+            (dropped.verdict, dropped.written) = (Verdict::None, true);
         }
     }
 

@@ -35,7 +35,7 @@ const OWN_TREE_MODE: u32 = 0o755;
 
 pub(crate) fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &JobOp) -> Result<Reply> {
     let job = match op {
-        JobOp::Open => return open(txn).map(|()| Reply::Done),
+        JobOp::Open { resumes } => return open(txn, *resumes).map(|()| Reply::Done),
         JobOp::Submit { dropped, submitter, mode, text, again } => match again {
             None => submit(txn, dropped, submitter, *mode, text)?,
             Some(id) => resubmit(txn, *id, text)?,
@@ -241,7 +241,7 @@ fn cancel<T: Tables>(txn: &mut Txn<'_, T>, id: JobId) -> Result<Job> {
 }
 
 /// No attempt is under way: the node has just started.
-fn open<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
+fn open<T: Tables>(txn: &mut Txn<'_, T>, resumes: bool) -> Result<()> {
     if txn.tables.get(&keys::inode(JOBS))?.is_none() {
         make_tree(txn)?;
     }
@@ -251,14 +251,19 @@ fn open<T: Tables>(txn: &mut Txn<'_, T>) -> Result<()> {
         let Some(last) = jobs.last() else { return Ok(()) };
         after = last.id;
         for job in jobs {
-            recover(txn, job)?;
+            recover(txn, job, resumes)?;
         }
     }
 }
 
-fn recover<T: Tables>(txn: &mut Txn<'_, T>, mut job: Job) -> Result<()> {
+fn recover<T: Tables>(txn: &mut Txn<'_, T>, mut job: Job, resumes: bool) -> Result<()> {
     let now = txn.now;
     match job.state {
+        // Its file is gone last: all have closed it.
+        JobState::New if resumes => match crate::read::dentry(&txn.tables, JOBS, &job.dropped)? {
+            Some(_) => return Ok(()),
+            None => job.state = JobState::Ready,
+        },
         JobState::New => {
             let why = "the node ended before the file was closed by its last writer: drop it again";
             ended(&mut job, JobState::Lost, EXIT_LOST, why, now);

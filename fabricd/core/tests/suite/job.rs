@@ -4,7 +4,8 @@ use kos_core::job::plan::{GRACE_MS, Run, Step, plan};
 use kos_core::job::{active, job, of_dir, text};
 use kos_core::{Tables, keys, read};
 use kos_types::{
-    FileKind, JOBS, JOBS_BY_NAME, Job, JobId, JobOp, JobState, Kind, Op, Reply, Result, Submitter, limits,
+    Cred, FileKind, JOBS, JOBS_BY_NAME, Job, JobId, JobOp, JobState, Kind, Op, Reply, Result, Submitter,
+    limits,
 };
 
 use crate::fs::Fs;
@@ -16,7 +17,7 @@ const AGAIN: &[u8] = b"#!/bin/sh\n#KOS --restart=yes --name=other\n";
 
 fn start() -> Fs {
     let mut fs = Fs::new();
-    assert_eq!(fs.run(Op::Job(JobOp::Open)), Ok(Reply::Done));
+    assert_eq!(fs.run(Op::Job(JobOp::Open { resumes: false })), Ok(Reply::Done));
     fs
 }
 
@@ -125,16 +126,30 @@ fn the_end_of_a_node_settles_every_job() {
         begin(&mut fs, id).expect("starts");
     }
     run(&mut fs, JobOp::Cancel(ids[4])).expect("cancelled");
-    fs.run(Op::Job(JobOp::Open)).expect("opens");
+    fs.run(Op::Job(JobOp::Open { resumes: false })).expect("opens");
     let states: Vec<_> = ids.iter().map(|&id| job(&fs.tables, id).expect("kept").state).collect();
     use JobState::{Cancelled, Lost, Ready};
     assert_eq!(states, [Lost, Ready, Lost, Ready, Cancelled]);
     for attempt in 2..=limits::JOB_ATTEMPTS_MAX {
         assert_eq!(begin(&mut fs, ids[3]).map(|job| job.attempt), Ok(attempt));
-        fs.run(Op::Job(JobOp::Open)).expect("opens");
+        fs.run(Op::Job(JobOp::Open { resumes: false })).expect("opens");
     }
     assert_eq!(job(&fs.tables, ids[3]).map(|job| job.state), Ok(Lost), "it had its attempts");
     assert_eq!(active(&fs.tables, JobId(0), 9).map(|jobs| jobs.len()), Ok(1));
+}
+
+#[test]
+fn what_is_being_dropped_is_so_when_its_mount_goes_on() {
+    let mut fs = start();
+    let cred = Cred { uid: 0, gid: 0 };
+    let (kind, mode, umask, rdev) = (FileKind::File, 0o600, 0, 0);
+    let file =
+        Op::Create { parent: JOBS, name: "a".into(), kind, mode, umask, cred, rdev, target: Vec::new() };
+    fs.run(file).expect("create");
+    let [dropped, closed] = ["a", "b"].map(|name| submit(&mut fs, name, GOOD, None).expect("accepted").id);
+    fs.run(Op::Job(JobOp::Open { resumes: true })).expect("opens");
+    let state = |id| job(&fs.tables, id).map(|job| job.state);
+    assert_eq!((state(dropped), state(closed)), (Ok(JobState::New), Ok(JobState::Ready)));
 }
 
 #[test]
