@@ -2,6 +2,7 @@
 
 pub mod power;
 pub mod seal;
+pub mod second;
 pub mod unnamed;
 
 use std::fs::{self, File};
@@ -107,9 +108,14 @@ impl Daemon {
     #[must_use]
     pub fn supervised(ram_bytes: u64) -> Self {
         let mut daemon = Self::unstarted(ram_bytes);
-        daemon.supervised = true;
+        daemon.be_supervised();
         daemon.spawn();
         daemon
+    }
+
+    /// From the next start on.
+    pub const fn be_supervised(&mut self) {
+        self.supervised = true;
     }
 
     /// The process that serves, which is not [`Self::pid`] under a supervisor.
@@ -132,6 +138,12 @@ impl Daemon {
         let before = self.serving_pid().expect("a daemon");
         send(self.pid(), rustix::process::Signal::HUP);
         self.await_next(before);
+    }
+
+    /// The same, and it is of another program.
+    pub fn upgrade_to(&self, program: &Path) {
+        fs::write(self.state().join("upgrade"), program.as_os_str().as_encoded_bytes()).expect("upgrade");
+        self.upgrade();
     }
 
     fn await_next(&self, before: u32) {
@@ -313,6 +325,13 @@ impl Daemon {
         self.child.as_mut().is_none_or(|child| child.try_wait().expect("child").is_some())
     }
 
+    /// Its end, which something else than [`Self::stop`] brings about.
+    pub fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().expect("running");
+        wait_for("the end", || child.try_wait().expect("child").is_some());
+        child.wait().expect("child")
+    }
+
     /// kill -9, and clear the dead mount away.
     pub fn kill(&mut self) {
         if let Some(child) = self.child.take() {
@@ -343,10 +362,8 @@ impl Daemon {
 
     /// The same, where it may fail to.
     pub fn try_stop(&mut self) -> ExitStatus {
-        let mut child = self.child.take().expect("running");
-        terminate(&child);
-        wait_for("stop", || child.try_wait().expect("child").is_some());
-        child.wait().expect("child")
+        terminate(self.child.as_ref().expect("running"));
+        self.wait()
     }
 
     fn detach(&self) {

@@ -1,6 +1,11 @@
 //! Hot restarts: the daemon is killed, or hands over to a new one, and programs that use the mount see a delay and no error.
 
+mod ends;
+mod jobs;
 mod programs;
+mod sealed;
+mod second;
+mod waits;
 
 use std::fs::{self, File};
 use std::io::{Read as _, Seek as _, Write as _};

@@ -12,8 +12,9 @@ mod recall;
 mod refusals;
 mod relaxed;
 mod seal;
-mod second;
 mod signals;
 mod together;
 mod unnamed;
 mod watchdog;
+
+use kos_tests::second;

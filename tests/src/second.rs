@@ -6,53 +6,64 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use kos_tests::{Daemon, binary, is_mounted, wait_for};
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::Pid;
 use tempfile::TempDir;
+
+use crate::{Daemon, binary, is_mounted, wait_for};
 
 /// For one call of the helper.
 const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Unmounted when dropped.
-pub(crate) struct Second {
+#[derive(Debug)]
+pub struct Second {
     root: TempDir,
 }
 
 impl Second {
     /// Where something may be mounted.
-    pub(crate) fn place() -> Self {
+    #[must_use]
+    pub fn place() -> Self {
         Self { root: tempfile::Builder::new().prefix("kos-second").tempdir().expect("temporary directory") }
     }
 
     /// Mount a daemon's tree.
-    pub(crate) fn mount(daemon: &Daemon) -> Self {
+    #[must_use]
+    pub fn mount(daemon: &Daemon) -> Self {
         Self::mount_with(daemon, "", "rw")
     }
 
-    pub(crate) fn mount_with(daemon: &Daemon, subtree: &str, options: &str) -> Self {
+    /// The same of a part of it, with mount(8)'s options.
+    #[must_use]
+    pub fn mount_with(daemon: &Daemon, subtree: &str, options: &str) -> Self {
         let second = Self::place();
         let (code, said) = second.run(&source(daemon, subtree), options);
         assert_eq!((code, said.as_str()), (Some(0), ""));
         second
     }
 
-    pub(crate) fn dir(&self) -> &Path {
+    /// Where it is mounted.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
         self.root.path()
     }
 
-    pub(crate) fn mem(&self) -> PathBuf {
+    /// The regions' tree.
+    #[must_use]
+    pub fn mem(&self) -> PathBuf {
         self.dir().join("mem")
     }
 
     /// The helper on this place: its exit code and what it said.
-    pub(crate) fn run(&self, source: &str, options: &str) -> (Option<i32>, String) {
+    #[must_use]
+    pub fn run(&self, source: &str, options: &str) -> (Option<i32>, String) {
         run(Command::new(binary("mount-kosfs")).arg(source).arg(self.dir()).args(["-o", options]))
     }
 
     /// umount(8), as users do. Processes that other tests of this binary start have its open files until they are
     /// another program.
-    pub(crate) fn umount(&self, lazy: bool) {
+    pub fn umount(&self, lazy: bool) {
         let mut said = (None, String::new());
         wait_for("umount", || {
             said = run(Command::new("umount").args(lazy.then_some("-l")).arg(self.dir()));
@@ -74,23 +85,26 @@ impl Drop for Second {
 }
 
 /// Set a policy, named without `user.kos.`, of all regions.
-pub(crate) fn set_policy(daemon: &Daemon, name: &str, value: &str) {
+pub fn set_policy(daemon: &Daemon, name: &str, value: &str) {
     let name = format!("user.kos.{name}");
     let set = run(Command::new("setfattr").args(["-n", &name, "-v", value]).arg(daemon.mem()));
     assert_eq!(set, (Some(0), String::new()));
 }
 
 /// Regions of class memory, so that no disk is waited for.
-pub(crate) fn in_memory(daemon: &Daemon) {
+pub fn in_memory(daemon: &Daemon) {
     set_policy(daemon, "durability", "memory");
 }
 
-pub(crate) fn source(daemon: &Daemon, subtree: &str) -> String {
+/// What mount(8) calls the daemon's tree, or a part of it.
+#[must_use]
+pub fn source(daemon: &Daemon, subtree: &str) -> String {
     format!("{}{subtree}", daemon.state().join("kos.sock").display())
 }
 
 /// Mounts that the daemon knows of.
-pub(crate) fn mounts_known(daemon: &Daemon) -> Vec<String> {
+#[must_use]
+pub fn mounts_known(daemon: &Daemon) -> Vec<String> {
     let text = fs::read(daemon.state().join("status.json")).expect("status");
     let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
     let dirs = status["mounts"].as_array().expect("mounts").iter().map(|mount| mount["dir"].as_str());
@@ -98,7 +112,8 @@ pub(crate) fn mounts_known(daemon: &Daemon) -> Vec<String> {
 }
 
 /// The process that serves the second mount.
-pub(crate) fn process(daemon: &Daemon) -> Pid {
+#[must_use]
+pub fn process(daemon: &Daemon) -> Pid {
     wait_for_mounts(daemon, 2);
     let text = fs::read(daemon.state().join("status.json")).expect("status");
     let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
@@ -107,11 +122,12 @@ pub(crate) fn process(daemon: &Daemon) -> Pid {
 }
 
 /// Until the status names so many mounts.
-pub(crate) fn wait_for_mounts(daemon: &Daemon, count: usize) {
+pub fn wait_for_mounts(daemon: &Daemon, count: usize) {
     wait_for("the status", || mounts_known(daemon).len() == count);
 }
 
-pub(crate) fn run(command: &mut Command) -> (Option<i32>, String) {
+/// Run it: its exit code and what it said.
+pub fn run(command: &mut Command) -> (Option<i32>, String) {
     let mut said = tempfile::tempfile().expect("temporary file");
     command.stdin(Stdio::null());
     command.stdout(said.try_clone().expect("file")).stderr(said.try_clone().expect("file"));
