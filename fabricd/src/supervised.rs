@@ -7,7 +7,7 @@ use kos_fuse::Mounted;
 use kos_fuse::supervisor::{HANDED_OVER, Kept, Link};
 use kos_types::{Error, Result};
 
-use crate::waits::Waits;
+use super::waits::Waits;
 
 /// The supervisor, if this daemon has one.
 #[derive(Debug, Default)]
