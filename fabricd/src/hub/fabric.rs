@@ -91,6 +91,10 @@ impl Fabric for Session {
         self.hub.node.write_stripe(policy, data)
     }
 
+    fn drop_stripe(&self, stripe: StripeId) {
+        self.hub.node.drop_stripe(stripe);
+    }
+
     fn read_stripe(&self, stripe: StripeId, at: u64, out: &mut [u8]) -> Result<()> {
         self.hub.node.read_stripe(stripe, at, out)
     }
