@@ -210,7 +210,10 @@ fn run(args: &Args) -> Result<()> {
             flush: mounted.flusher(),
         },
     );
+    let was_gone = mounted.was_gone();
     let served = match &runner {
+        // Nobody asks, and one that fails at its end is not to be started for ever.
+        Ok(_) if was_gone => Ok(End::Unmounted),
         Ok(_) => serve(&view, state, &args.mount, &ended, &mut supervised),
         Err(e) => Err(e.clone()),
     };
@@ -247,7 +250,7 @@ fn run(args: &Args) -> Result<()> {
     unmounted?;
     closed?;
     // Its absence says that the end was clean.
-    std::fs::remove_file(state.join(RUN)).map_err(|e| Error::io("run.json: remove", &e))?;
+    take_back(state, was_gone)?;
     events.add("stop", &format!("{} is unmounted, all data is on disk", args.mount.display()));
     Ok(())
 }
@@ -356,6 +359,14 @@ fn publish<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     std::fs::write(&new, text)
         .and_then(|()| std::fs::rename(&new, path))
         .map_err(|e| Error::io(&path.to_string_lossy(), &e))
+}
+
+/// Tell of the mount no more, unless the daemon before came so far.
+fn take_back(state: &Path, was_gone: bool) -> Result<()> {
+    match std::fs::remove_file(state.join(RUN)) {
+        Err(e) if was_gone && e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(|e| Error::io("run.json: remove", &e)),
+    }
 }
 
 fn watch_signals(ends: Sender<End>) -> Result<()> {

@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use kos_types::lease::{Cache, Leases};
 use kos_types::{Error, Fabric, Ino, Kind, Result};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{major, minor};
 pub use rustix::mount::MountFlags;
 
@@ -121,6 +122,8 @@ pub struct Mounted {
     write_back: Arc<dyn Fn() -> Result<()> + Send + Sync>,
     /// Drop what only the mount's users held.
     end: Box<dyn Fn() + Send + Sync>,
+    /// The mount had gone when this process took it over.
+    was_gone: bool,
     /// Disconnected when the session has ended and holds the fabric no more.
     ended: Receiver<()>,
     _flusher: Flusher,
@@ -182,6 +185,13 @@ fn keep<F: Fabric, S: Session<F>>(link: &Link, arena: &Arena, session: &S) -> io
     devices.iter().try_for_each(|device| link.keep_device(device.as_fd()))
 }
 
+/// Whether the kernel has ended a connection.
+fn is_over(device: &OwnedFd) -> bool {
+    let mut polled = [PollFd::new(device, PollFlags::empty())];
+    let asked = poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    asked.is_ok() && polled[0].revents().contains(PollFlags::ERR)
+}
+
 fn mount_by<F: Fabric + 'static, S: Session<F>>(
     fabric: Arc<F>,
     options: &MountOptions,
@@ -232,6 +242,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         // Before any is read: what is being done would be asked again, too.
         caches.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
     }
+    let was_gone = resumes && session.devices().iter().any(|device| is_over(device));
     let (alive, session_ended) = mpsc::channel();
     let serve = move || {
         if let Err(e) = session.serve() {
@@ -245,7 +256,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
         fs.forget_leases_before(&*caches);
     }
     let dev = fs::metadata(&options.dir).map_err(|e| Error::io("mount: stat", &e))?.dev();
-    if let Err(e) = raise_readahead(dev) {
+    if !was_gone && let Err(e) = raise_readahead(dev) {
         kos_types::log!("kos-fuse: readahead stays at the kernel's default: {e}");
     }
     let flusher = Flusher::start(Arc::clone(&fs.files))?;
@@ -268,6 +279,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
             move || fs.drain().and_then(|()| write_back(&*caches, &fs.known.all()))
         }),
         flush: Arc::new(move || fs.flush_all()),
+        was_gone,
         ended: session_ended,
         _flusher: flusher,
         _answerer: answerer,
@@ -322,6 +334,13 @@ impl Mounted {
     #[must_use]
     pub fn recall(&self) -> Recall {
         Recall { drop_pages: Arc::clone(&self.drop_pages), flush: Arc::clone(&self.flush) }
+    }
+
+    /// Whether there was nothing to go on with: an earlier process was killed when its mount had gone, or while it went.
+    /// What that one had buffered is flushed at the end.
+    #[must_use]
+    pub const fn was_gone(&self) -> bool {
+        self.was_gone
     }
 
     /// Everything written so far is committed and on stable storage.

@@ -126,6 +126,21 @@ impl Daemon {
         u32::try_from(run["pid"].as_u64()?).ok()
     }
 
+    /// What the supervisor has started last, whether it serves or not.
+    #[must_use]
+    pub fn child_pid(&self) -> Option<u32> {
+        let above = self.pid().to_string();
+        let is_child = |pid: &u32| {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            // Behind the name: the state, and the parent.
+            let mut words = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+            words.next().is_some_and(|state| state != "Z") && words.next() == Some(above.as_str())
+        };
+        let names =
+            fs::read_dir("/proc").ok()?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        names.filter_map(|name| name.parse().ok()).find(is_child)
+    }
+
     /// kill -9 of the process that serves, under a supervisor; the next one serves when this returns.
     pub fn crash(&self) {
         let killed = self.serving_pid().expect("a daemon");

@@ -113,7 +113,6 @@ fn a_crash_around_an_unmount_ends_both() {
     for delay in [0, 1, 3, 10, 30, 100] {
         let mut daemon = Daemon::supervised(0);
         fs::write(daemon.mem().join("file"), b"text").expect("write");
-        File::open(daemon.mem().join("file")).and_then(|file| file.sync_all()).expect("fsync");
         let serving = daemon.serving_pid().expect("a daemon");
         let mount = daemon.mount();
         let unmounting = thread::spawn(move || wait_for("umount", || umount(&mount)));
@@ -129,6 +128,26 @@ fn a_crash_around_an_unmount_ends_both() {
         assert_eq!(fs::read(daemon.mem().join("file")).expect("read"), b"text");
         daemon.stop();
     }
+}
+
+/// It is not started for ever when it can do nothing any more.
+#[test]
+fn a_daemon_that_fails_when_its_mount_has_gone_is_given_up() {
+    let place = tempfile::tempdir().expect("temporary directory");
+    let program = place.path().join("fails");
+    let text = format!("#!/bin/bash\n{} \"$@\"\nexit 1\n", binary("fabricd").display());
+    fs::write(&program, text).expect("write");
+    fs::set_permissions(&program, Permissions::from_mode(0o755)).expect("chmod");
+    let mut daemon = Daemon::supervised(0);
+    daemon.upgrade_to(&program);
+    fs::write(daemon.mem().join("file"), b"text").expect("write");
+    wait_for("umount", || umount(&daemon.mount()));
+    let status = daemon.wait();
+    assert_eq!(status.code(), Some(1), "{}", daemon.log());
+    assert!(daemon.log().contains("given up after 5 starts"), "{}", daemon.log());
+    daemon.spawn();
+    assert_eq!(fs::read(daemon.mem().join("file")).expect("read"), b"text");
+    daemon.stop();
 }
 
 #[test]
