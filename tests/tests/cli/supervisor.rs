@@ -1,7 +1,10 @@
 //! The process that holds the daemon's mount: who it is, and that nothing of it is left behind.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -109,6 +112,89 @@ fn an_upgrade_needs_a_node() {
     place.expect(&["down"], 0);
     let said = place.expect(&["upgrade"], 3);
     assert!(said.contains("not running"), "{said}");
+}
+
+/// `kos` in a directory of its own, beside a program that is the daemon.
+fn beside(place: &Place, name: &str, program: impl FnOnce(&Path)) -> PathBuf {
+    let dir = place.root.path().join(name);
+    fs::create_dir(&dir).expect("mkdir");
+    kos_tests::copy_binary("kos", &dir.join("kos"));
+    program(&dir.join("fabricd"));
+    dir.join("kos")
+}
+
+fn upgrade(place: &Place, kos: &Path, code: i32) -> String {
+    let mut command = Command::new(kos);
+    command.arg("upgrade").arg("--state").arg(place.state());
+    expect(command, code)
+}
+
+#[test]
+fn an_upgrade_replaces_the_daemon_under_what_is_open() {
+    let place = Place::new();
+    place.expect(&["up"], 0);
+    let (before, above) = (place.pid().expect("running"), supervisor(&place));
+    let path = place.mem("file");
+    let mut file = fs::File::options().read(true).write(true).create_new(true).open(&path).expect("create");
+    file.write_all(b"before").expect("write");
+    let new = beside(&place, "new", |program| kos_tests::copy_binary("fabricd", program));
+    for (round, kos) in [&new, &kos_tests::binary("kos"), &new].into_iter().enumerate() {
+        let old = place.pid().expect("running");
+        let said = upgrade(&place, kos, 0);
+        let now = place.pid().expect("running");
+        let line = format!("pid {} → pid {}", old.as_raw_nonzero(), now.as_raw_nonzero());
+        assert!(now != old && said.contains(&line), "{said}");
+        assert_eq!((place.daemons(), supervisor(&place)), (vec![now], above));
+        let executed = fs::read_link(format!("/proc/{}/exe", now.as_raw_nonzero())).expect("exe");
+        assert_eq!(executed, kos.with_file_name("fabricd"));
+        place.answers();
+        file.write_all(format!(", {round}").as_bytes()).expect("write");
+        assert_eq!(place.read("file"), format!("before{}", &", 0, 1, 2"[..3 * (round + 1)]).into_bytes());
+    }
+    assert_ne!(place.pid(), Some(before));
+    drop(file);
+    place.expect(&["down"], 0);
+    place.is_gone();
+}
+
+#[test]
+fn a_program_that_does_not_come_to_serve_gives_way_to_the_one_before() {
+    let place = Place::new();
+    place.expect(&["up"], 0);
+    let mut file = fs::File::create(place.mem("file")).expect("create");
+    file.write_all(b"before").expect("write");
+    let broken = beside(&place, "broken", |program| {
+        let text = "#!/bin/bash\n[ \"$1\" = --version ] && echo fabricd 9.9.9 && exit 0\nexit 1\n";
+        fs::write(program, text).expect("write");
+        fs::set_permissions(program, fs::Permissions::from_mode(0o755)).expect("chmod");
+    });
+    for _ in 0..2 {
+        let (old, above) = (place.pid().expect("running"), supervisor(&place));
+        let said = upgrade(&place, &broken, 1);
+        let now = place.pid().expect("running");
+        assert!(said.contains("the new program did not come to serve"), "{said}");
+        assert!(said.contains("back to the previous program"), "{said}");
+        assert_ne!(now, old);
+        assert_eq!((place.daemons(), supervisor(&place)), (vec![now], above));
+        assert!(!place.state().join("upgrade").exists());
+        file.write_all(b" and after").expect("write");
+    }
+    assert_eq!(place.read("file"), b"before and after and after");
+    assert_eq!(place.status(0)["health"], "ok");
+    // What it goes back to is what it goes on with.
+    place.signal(Signal::KILL);
+    file.write_all(b", always").expect("write");
+    drop(file);
+    assert_eq!(place.read("file"), b"before and after and after, always");
+    wait_for("the next daemon", || place.pid().is_some());
+    // What cannot even say its version is not tried.
+    let silent = beside(&place, "silent", |program| kos_tests::copy_binary("mount-kosfs", program));
+    let serving = place.pid();
+    let said = upgrade(&place, &silent, 1);
+    assert!(said.contains("does not say its version"), "{said}");
+    assert_eq!(place.pid(), serving);
+    place.expect(&["down"], 0);
+    place.is_gone();
 }
 
 #[test]

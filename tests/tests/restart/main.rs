@@ -1,8 +1,10 @@
 //! Hot restarts: the daemon is killed, or hands over to a new one, and programs that use the mount see a delay and no error.
 
+mod changes;
 mod ends;
 mod jobs;
 mod programs;
+mod room;
 mod sealed;
 mod second;
 mod waits;
@@ -14,22 +16,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use kos_tests::{Daemon, Rng, seed};
+use kos_tests::{Daemon, Rng, seed, wait_for};
+use programs::Program;
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Restarts of each kind in one run.
 const TIMES: u64 = 20;
 const RAM_BYTES: u64 = 256 << 20;
 
 /// Run all programs, and `disturb` the daemon so many times meanwhile.
-fn programs_go_on(daemon: &Daemon, disturb: impl Fn(u64)) {
+fn programs_go_on(daemon: &Daemon, all: &[(&str, Program)], disturb: impl Fn(u64)) {
     let seed = seed();
     let stop = AtomicBool::new(false);
-    let dirs: Vec<_> = programs::ALL.iter().map(|(name, _)| daemon.mem().join(name)).collect();
+    let dirs: Vec<_> = all.iter().map(|(name, _)| daemon.mem().join(name)).collect();
     for dir in &dirs {
         fs::create_dir(dir).expect("mkdir");
     }
     thread::scope(|scope| {
-        let running: Vec<_> = programs::ALL
+        let running: Vec<_> = all
             .iter()
             .zip(&dirs)
             .map(|(&(name, program), dir)| {
@@ -58,14 +62,65 @@ fn programs_go_on(daemon: &Daemon, disturb: impl Fn(u64)) {
 #[test]
 fn programs_see_no_error_while_the_daemon_is_killed() {
     let mut daemon = Daemon::supervised(RAM_BYTES);
-    programs_go_on(&daemon, |_| daemon.crash());
+    programs_go_on(&daemon, &programs::ALL, |_| daemon.crash());
     daemon.stop();
 }
 
 #[test]
 fn programs_see_no_error_while_the_daemon_is_replaced() {
     let mut daemon = Daemon::supervised(RAM_BYTES);
-    programs_go_on(&daemon, |_| daemon.upgrade());
+    programs_go_on(&daemon, &programs::ALL, |_| daemon.upgrade());
+    daemon.stop();
+}
+
+#[test]
+fn further_programs_see_no_error_while_the_daemon_is_killed() {
+    let mut daemon = Daemon::supervised(RAM_BYTES);
+    programs_go_on(&daemon, &changes::ALL, |_| daemon.crash());
+    daemon.stop();
+}
+
+#[test]
+fn further_programs_see_no_error_while_the_daemon_is_replaced() {
+    let mut daemon = Daemon::supervised(RAM_BYTES);
+    programs_go_on(&daemon, &changes::ALL, |_| daemon.upgrade());
+    daemon.stop();
+}
+
+fn kill(pid: u32) {
+    // It may be gone by itself.
+    let _ = kill_process(Pid::from_raw(pid.cast_signed()).expect("a process"), Signal::KILL);
+}
+
+/// Kill the daemon, and so long after that the one that is just taking over.
+fn crash_twice(daemon: &Daemon, pause: Duration) {
+    let first = daemon.serving_pid().expect("a daemon");
+    kill(first);
+    thread::sleep(pause);
+    let next = daemon.child_pid().filter(|&next| next != first);
+    next.into_iter().for_each(kill);
+    wait_for("the next daemon", || {
+        daemon
+            .serving_pid()
+            .is_some_and(|pid| pid != first && Some(pid) != next && daemon.child_pid() == Some(pid))
+    });
+}
+
+#[test]
+fn programs_see_no_error_while_daemons_are_killed_that_are_taking_over() {
+    let mut daemon = Daemon::supervised(RAM_BYTES);
+    programs_go_on(&daemon, &programs::ALL, |round| {
+        crash_twice(&daemon, Duration::from_millis(round * 5));
+    });
+    daemon.stop();
+}
+
+#[test]
+fn further_programs_see_no_error_while_daemons_are_killed_that_are_taking_over() {
+    let mut daemon = Daemon::supervised(RAM_BYTES);
+    programs_go_on(&daemon, &changes::ALL, |round| {
+        crash_twice(&daemon, Duration::from_millis(round * 5));
+    });
     daemon.stop();
 }
 

@@ -12,7 +12,7 @@ use memmap2::MmapMut;
 use rustix::fs::{FlockOperation, RenameFlags, flock, renameat_with};
 
 /// What runs in a directory of its own until it is told to stop, and answers how often it went round.
-type Program = fn(&Path, Rng, &AtomicBool) -> u64;
+pub(crate) type Program = fn(&Path, Rng, &AtomicBool) -> u64;
 
 pub(crate) const ALL: [(&str, Program); 8] = [
     ("overwrites", overwrites),
@@ -27,7 +27,7 @@ pub(crate) const ALL: [(&str, Program); 8] = [
 
 const FILE_BYTES: usize = 3 << 20;
 
-fn rounds(stop: &AtomicBool, mut round: impl FnMut(u64)) -> u64 {
+pub(crate) fn rounds(stop: &AtomicBool, mut round: impl FnMut(u64)) -> u64 {
     let mut count = 0;
     while !stop.load(Ordering::SeqCst) {
         round(count);
@@ -36,7 +36,7 @@ fn rounds(stop: &AtomicBool, mut round: impl FnMut(u64)) -> u64 {
     count
 }
 
-fn open(path: &Path) -> File {
+pub(crate) fn open(path: &Path) -> File {
     File::options().read(true).write(true).create(true).truncate(false).open(path).expect("open")
 }
 
