@@ -2,6 +2,7 @@
 //! background work. [`Node`] is the embedded implementation of the Fabric seam.
 #![cfg_attr(not(test), deny(clippy::print_stderr))]
 
+mod accounts;
 mod bell;
 mod cache;
 mod collector;
@@ -35,10 +36,11 @@ mod tiers;
 mod turn;
 mod worker;
 
+pub use accounts::AccountUsage;
 pub use events::Events;
 pub use hub::{Hub, KEPT, Local, Session, Who};
 pub use jobs::{Runner, RunnerOptions};
-pub use node::{AccountUsage, Node, Options};
+pub use node::{Node, Options};
 pub use standing::Redundancy;
 pub use status::{Counters, MountStatus, NodeStatus, Status};
 pub use tiers::PlaceUsage;

@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use kos_core::quota::{self, Usage};
 use kos_core::{AsOf, Overlay, Tables, job, keys, policy, read};
 use kos_store::fault;
 use kos_types::limits::GROUP_MAX;
@@ -53,18 +52,6 @@ impl Options {
             several => several.iter().map(|dir| dir.join("shards").join("0")).collect(),
         }
     }
-}
-
-/// Lines of users, and of trees, in the usage file.
-const ACCOUNTS_MAX: usize = 1000;
-
-/// What a user or a directory with a quota has.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct AccountUsage {
-    /// `user` and a number, or `tree` and a path below the root.
-    pub name: String,
-    /// What it has and may have.
-    pub usage: Usage,
 }
 
 /// What the node and its background work share.
@@ -192,6 +179,7 @@ impl Node {
         let batch = inner.open_batch()?;
         let inner = Arc::new(Inner { ids: Ids::new(batch), term: batch, ..inner });
         if !options.resumes {
+            inner.forget_answers()?;
             for ino in read::orphans(&*inner.db)? {
                 inner.propose(Op::Reap { ino })?;
             }
@@ -286,23 +274,6 @@ impl Node {
         self.inner.stripes.standings.counts()
     }
 
-    /// What users and directories with a quota have, at most [`ACCOUNTS_MAX`] of each.
-    ///
-    /// # Errors
-    /// `Io`.
-    pub fn accounts(&self) -> Result<Vec<AccountUsage>> {
-        let db = &*self.inner.db;
-        let mut out = Vec::new();
-        for (uid, usage) in quota::users(db, ACCOUNTS_MAX)? {
-            out.push(AccountUsage { name: format!("user {uid}"), usage });
-        }
-        for (dir, usage) in quota::all_trees(db, ACCOUNTS_MAX)? {
-            let path = read::path(db, dir)?;
-            out.push(AccountUsage { name: format!("tree {}", String::from_utf8_lossy(&path)), usage });
-        }
-        Ok(out)
-    }
-
     /// Bytes of the memory tier that copies of sealed files have.
     #[must_use]
     pub fn copies_bytes(&self) -> u64 {
@@ -326,6 +297,7 @@ impl Node {
         drop(self.workers);
         let mut inner =
             Arc::into_inner(self.inner).ok_or_else(|| Error::new(Kind::Busy, "close: the node is in use"))?;
+        inner.forget_answers()?;
         inner.sync()?;
         inner.copies.end()?;
         inner.stripes.move_to_disk()
@@ -384,6 +356,11 @@ impl Inner {
             Ok(reply)
         };
         ran.into_iter().map(end).collect()
+    }
+
+    /// Nobody asks again for what the mount of this node asked.
+    fn forget_answers(&self) -> Result<()> {
+        self.propose(Op::ForgetSession { session: SessionId::default() }).map(drop)
     }
 
     /// What follows from a command, before the next one.

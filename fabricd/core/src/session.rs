@@ -99,6 +99,11 @@ pub(crate) fn run<T: Tables>(txn: &mut Txn<'_, T>, op: &Op) -> Result<Reply> {
             txn.tables.put(keys::session(id), session.encode());
             Ok(Reply::Done)
         }
+        // Of the fabric's own mount, which has ended.
+        Op::ForgetSession { session: id } if id == SessionId::default() => {
+            drop_answers(txn, id, u64::MAX)?;
+            Ok(Reply::Done)
+        }
         Op::ForgetSession { session: id } => {
             if let Some(session) = get(txn, id)? {
                 if !session.ended {

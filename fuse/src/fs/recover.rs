@@ -62,8 +62,8 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    /// The leases that an earlier process had are gone: what the kernel keeps under them goes too, before others can be given
-    /// them. Requests are served meanwhile.
+    /// The leases that an earlier process had are gone: what the kernel keeps under them goes too, and what is buffered is
+    /// committed, before others can be given them. Requests are served meanwhile.
     pub(crate) fn forget_leases_before(&self, kernel: &dyn Caches) {
         if !self.fabric.shared() {
             return;
@@ -73,6 +73,10 @@ impl<F: Fabric> Fs<F> {
             if let Err(e) = kernel.drop_pages(ino) {
                 kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
             }
+        }
+        // Nobody is asked for it, either. What fails stays, and is told.
+        if let Err(e) = self.files.flush_all() {
+            kos_types::log!("kos-fuse: what was written before may not be seen by other mounts yet: {e}");
         }
     }
 

@@ -42,6 +42,8 @@ fn a_request_that_the_next_process_is_asked_again_is_not_done_twice() {
     assert_eq!(fs.run_as(once(3, 12), unlink()), Ok(gone), "its answer stays beside others");
     assert!(kos_core::read::lookup(&fs.tables, ROOT, b"a").is_ok(), "somebody else's was removed");
     assert_eq!(answers(&fs), 2, "one for each slot");
+    fs.run(Op::ForgetSession { session: SessionId::default() }).expect("its mount has ended");
+    assert_eq!(answers(&fs), 0);
     invariants::check(&fs.tables);
 }
 
