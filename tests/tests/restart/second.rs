@@ -98,6 +98,25 @@ fn no_page_or_name_is_old_after_a_crash() {
     daemon.stop();
 }
 
+/// What one mount has written is there for the other from the moment it is connected again, flushed or not.
+#[test]
+fn what_was_not_flushed_is_seen_by_the_other_after_the_crash() {
+    let mut daemon = Daemon::supervised(RAM_BYTES);
+    let path = daemon.mem().join("file");
+    fs::write(&path, [0; 100]).expect("write");
+    let second = Second::mount(&daemon);
+    let (here, there) = (open(&path), open(&second.mem().join("file")));
+    for round in 1..20_u8 {
+        let (writer, reader) = if round % 2 == 0 { (&there, &here) } else { (&here, &there) };
+        writer.write_all_at(&[round; 100], 0).expect("write");
+        daemon.crash();
+        assert_eq!(read_at(reader, 0, 100), [round; 100], "round {round}");
+    }
+    drop((here, there));
+    second.umount(false);
+    daemon.stop();
+}
+
 /// Both add to a counter under a lock, each by its own mount.
 #[test]
 fn locks_of_both_exclude_each_other_across_crashes() {
