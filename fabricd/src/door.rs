@@ -18,7 +18,7 @@ impl Host for Door {
 
     fn join(&self, peer: &Peer, claim: Option<Claim>) -> Result<Arc<Self::Session>> {
         let who = Who { pid: peer.pid, dir: peer.dir.clone(), source: peer.source.clone() };
-        self.hub.join(who, claim, &peer.lent)
+        self.hub.join(who, claim, (&peer.lent, &peer.locks))
     }
 
     fn control_files(&self) -> Vec<ControlInfo> {

@@ -18,7 +18,7 @@ use kos_core::policy;
 use kos_lease::{Holder, Keeper};
 use kos_rpc::{Claim, LeaseOutbox, Numbered};
 use kos_types::lease::{Cache, Epoch, ToLeader};
-use kos_types::{Access, Error, Fabric, Ino, JobOp, Kind, Op, Origin, Reply, Result, SessionId};
+use kos_types::{Access, Error, Fabric, FileLock, Ino, JobOp, Kind, Op, Origin, Reply, Result, SessionId};
 
 use kos_core::lease::Limits;
 
@@ -35,6 +35,8 @@ const SESSIONS_MAX: usize = 16;
 /// A logged session waits so long for a client whose connections have gone, or that has not come
 /// since the daemon's start: longer than any `timeout=` lets a request wait.
 pub const KEPT: Duration = Duration::from_secs(3660);
+/// So long mounts of an earlier daemon are waited for before others are given locks: one that lives is back sooner.
+const LOCKS_AWAITED: Duration = Duration::from_secs(5);
 /// Logged sessions that wait for their clients; more, and the longest away end early.
 const KEPT_MAX: usize = 256;
 
@@ -104,6 +106,13 @@ struct Logged {
     left: Left,
 }
 
+impl Table {
+    /// Whether a mount of an earlier daemon has not come back yet, and may.
+    fn awaits(&self) -> bool {
+        self.logged.values().any(|logged| logged.awaited && !logged.ended)
+    }
+}
+
 impl Logged {
     const fn new(until: Instant, ended: bool, awaited: bool) -> Self {
         Self { users: 0, until, ended, awaited, left: Left::new() }
@@ -122,6 +131,7 @@ pub struct Hub {
     joining: Mutex<()>,
     local: Mutex<Option<Arc<Local>>>,
     locks: Locks,
+    since: Instant,
 }
 
 impl fmt::Debug for Hub {
@@ -180,6 +190,7 @@ impl Hub {
             joining: Mutex::default(),
             local: Mutex::default(),
             locks: Locks::default(),
+            since: Instant::now(),
         }))
     }
 
@@ -232,7 +243,12 @@ impl Hub {
     ///
     /// # Errors
     /// `Busy` when there are too many; what the local mount could not write out.
-    pub fn join(self: &Arc<Self>, who: Who, claim: Option<Claim>, lent: &[Ino]) -> Result<Arc<Session>> {
+    pub fn join(
+        self: &Arc<Self>,
+        who: Who,
+        claim: Option<Claim>,
+        (lent, locks): (&[Ino], &[(Ino, FileLock)]),
+    ) -> Result<Arc<Session>> {
         let _one_at_a_time = lock(&self.joining);
         if self.others.load(Ordering::SeqCst) >= SESSIONS_MAX {
             return Err(Error::new(
@@ -255,6 +271,11 @@ impl Hub {
         let Claim { session, epoch } = known.map_or_else(|| self.new_session(), Ok)?;
         self.others.fetch_add(1, Ordering::SeqCst);
         let number = self.number();
+        // Before others, who wait for it, are given any.
+        for (ino, held) in locks {
+            // One that is refused is told of again, and then logged.
+            drop(self.locks.set(number, *ino, held, None));
+        }
         let mut table = lock(&self.table);
         table.others.insert(number, who);
         lent.iter().for_each(|&ino| _ = table.loans.begin(number, ino));
@@ -352,11 +373,15 @@ impl Hub {
         if seals {
             return propose();
         }
-        let is_awaited = || table.logged.values().any(|logged| logged.awaited && !logged.ended);
-        if (table.loans.any(ino) || is_awaited()) && self.node.attr(ino)?.sealed {
+        if (table.loans.any(ino) || table.awaits()) && self.node.attr(ino)?.sealed {
             return Err(Error::new(Kind::InUse, "unseal: a mount reads it in place, or may do so"));
         }
         self.node.unseal(ino, propose)
+    }
+
+    /// Whether a mount may still come back with locks that an earlier daemon gave it.
+    fn awaits_locks(&self) -> bool {
+        self.since.elapsed() < LOCKS_AWAITED && lock(&self.table).awaits()
     }
 
     /// One open less of a session, or none left of it.

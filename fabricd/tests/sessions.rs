@@ -32,7 +32,7 @@ fn mkdir(name: &str) -> Op {
 }
 
 fn join(hub: &Arc<Hub>, claim: Option<Claim>) -> Arc<Session> {
-    hub.join(who(), claim, &[]).expect("joins")
+    hub.join(who(), claim, (&[], &[])).expect("joins")
 }
 
 #[test]
@@ -105,7 +105,7 @@ fn nothing_is_unsealed_before_the_mounts_have_said_what_they_read() {
     let unseal = || local.propose(Op::RemoveXattr { ino, name: name.clone() }).map(drop);
     let busy = |why: &str| assert_eq!(unseal().expect_err(why).kind(), Kind::InUse, "{why}");
     busy("it is not back");
-    let session = hub.join(who(), Some(claim), &[ino]).expect("joins");
+    let session = hub.join(who(), Some(claim), (&[ino], &[])).expect("joins");
     assert!(session.kept());
     busy("it reads one");
     assert!(!join(&hub, Some(claim)).kept(), "once");
@@ -189,7 +189,7 @@ impl Host for Door {
     type Session = Session;
 
     fn join(&self, _peer: &Peer, claim: Option<Claim>) -> Result<Arc<Session>> {
-        self.0.join(who(), claim, &[])
+        self.0.join(who(), claim, (&[], &[]))
     }
 
     fn control_files(&self) -> Vec<ControlInfo> {

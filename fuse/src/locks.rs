@@ -29,8 +29,16 @@ struct Waiter {
     ino: Ino,
     handle: u64,
     lock: FileLock,
+    /// It waits for what others hold, and not only until that is known.
+    waits: bool,
     who: signals::Waiter,
     deliver: Deliver,
+}
+
+impl Waiter {
+    fn ask<F: Fabric>(&self, fabric: &F) -> Result<LockAnswer> {
+        fabric.set_lock(self.ino, &self.lock, self.waits.then_some(self.request))
+    }
 }
 
 /// Who may hold a lock: file, owner, the open file it came through, and whether it is one of flock(2).
@@ -71,14 +79,14 @@ impl Locks {
     /// Take again what programs held when an earlier process was killed, before anybody else is asked.
     pub(crate) fn recover<F: Fabric>(&self, fabric: &F) {
         for (ino, handle, held) in self.record.left() {
-            match fabric.set_lock(ino, &held, None) {
+            match fabric.keep_lock(ino, &held) {
                 Ok(LockAnswer::Granted) => self.note(ino, handle, &held),
                 other => kos_types::log!("kos-fuse: a lock of inode {} is lost: {other:?}", ino.0),
             }
         }
     }
 
-    /// Take or give back, and do not wait.
+    /// Give back.
     pub(crate) fn set<F: Fabric>(
         &self,
         fabric: &F,
@@ -92,19 +100,19 @@ impl Locks {
         answer
     }
 
-    /// Take, and wait for it: the answer comes now, or from another thread.
+    /// Take, and if it `waits` wait for it: the answer comes now, or from another thread.
     pub(crate) fn wait<F: Fabric>(
         &self,
         fabric: &F,
         (ino, handle): (Ino, u64),
-        wanted: FileLock,
+        (wanted, waits): (FileLock, bool),
         who: signals::Waiter,
         deliver: Deliver,
     ) {
         self.note(ino, handle, &wanted);
         let request = self.last.fetch_add(1, Ordering::Relaxed);
-        let waiter = Waiter { request, ino, handle, lock: wanted, who, deliver };
-        match fabric.set_lock(ino, &waiter.lock, Some(request)) {
+        let waiter = Waiter { request, ino, handle, lock: wanted, waits, who, deliver };
+        match waiter.ask(fabric) {
             Ok(LockAnswer::Waiting) => {}
             other => return self.tell(fabric, waiter, other),
         }
@@ -189,7 +197,7 @@ impl Locks {
         let waiting = std::mem::take(&mut lock(&self.waiting).list);
         let mut still = Vec::new();
         for waiter in waiting {
-            match fabric.set_lock(waiter.ino, &waiter.lock, Some(waiter.request)) {
+            match waiter.ask(fabric) {
                 Ok(LockAnswer::Waiting) if self.signals.interrupts(waiter.who) => self.end(fabric, waiter),
                 Ok(LockAnswer::Waiting) => still.push(waiter),
                 other => self.tell(fabric, waiter, other),

@@ -18,7 +18,7 @@ use crate::frame;
 use crate::greeting::{self, Greeting};
 use crate::held::Held;
 use crate::leases::refused;
-use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE};
+use crate::limits::{ANSWER_DEADLINE, CLIENT_CONNECTIONS_MAX, FRAME_DEADLINE, LOCKS_TOLD_MAX};
 use crate::loans::Loans;
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
@@ -356,6 +356,7 @@ impl Client {
             client: asked_as,
             claim: lock(&self.claim).map(|(claim, _)| claim),
             lent: lock(&self.loans).all(),
+            locks: lock(&self.locks).all().into_iter().take(LOCKS_TOLD_MAX).collect(),
             dir: self.options.dir.clone(),
             source: self.options.source.clone(),
         };

@@ -25,6 +25,8 @@ pub const ABOUT_BYTES_MAX: usize = 8192;
 /// Files of which a client has copies to read in place; opens of others go on without one. More than a
 /// node has copies at once.
 pub const LENT_FILES_MAX: usize = 8192;
+/// Locks that a client tells a new server of before others are given any; it tells of more afterwards.
+pub const LOCKS_TOLD_MAX: usize = 8192;
 /// Times that a client is lent one file's copy at once: it needs one, and requests that find it open
 /// meanwhile give theirs back.
 pub const LENT_TIMES_MAX: u32 = 2 * CLIENT_CONNECTIONS_MAX as u32;
@@ -32,4 +34,5 @@ pub const LENT_TIMES_MAX: u32 = 2 * CLIENT_CONNECTIONS_MAX as u32;
 pub const STRANGERS_MAX: usize = 256;
 
 const _: () = assert!(LIST_ENTRIES_MAX * (NAME_BYTES_MAX + 160) < MESSAGE_BYTES_MAX);
+const _: () = assert!((LENT_FILES_MAX + 8 * LOCKS_TOLD_MAX) * 16 < MESSAGE_BYTES_MAX);
 const _: () = assert!(CONNECTIONS_MAX * (MESSAGE_BYTES_MAX + DATA_BYTES_MAX) <= 512 << 20);

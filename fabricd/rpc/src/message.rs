@@ -43,6 +43,8 @@ pub(crate) struct Hello {
     pub(crate) claim: Option<Claim>,
     /// Files of which it has a copy open that was lent to it.
     pub(crate) lent: Vec<Ino>,
+    /// Locks that its programs hold, as many as are told at once.
+    pub(crate) locks: Vec<(Ino, FileLock)>,
     /// Where the client shows the fabric.
     pub(crate) dir: String,
     /// What mount(8) shows as the source.

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use kos_types::lease::{Epoch, ToLeader};
 use kos_types::limits::LIST_ENTRIES_MAX;
-use kos_types::{Error, Fabric, Ino, Kind, Op, ROOT, Reply, Result};
+use kos_types::{Error, Fabric, FileLock, Ino, Kind, Op, ROOT, Reply, Result};
 use rustix::net::{Shutdown, sockopt::socket_peercred};
 
 use crate::frame;
@@ -22,7 +22,7 @@ use crate::greeting::{self, Greeting};
 use crate::leases::{self, LeaseOutbox};
 use crate::limits::{
     ABOUT_BYTES_MAX, ANSWER_DEADLINE, CONNECTIONS_MAX, DATA_BYTES_MAX, FRAME_DEADLINE, LENT_FILES_MAX,
-    STRANGERS_MAX,
+    LOCKS_TOLD_MAX, STRANGERS_MAX,
 };
 use crate::message::{
     Answer, Claim, ClientId, ControlInfo, Hello, Outcome, Request, Welcome, decode, encode,
@@ -45,6 +45,8 @@ pub struct Peer {
     pub source: String,
     /// Files of which it was lent copies; those of an earlier server are not known here.
     pub lent: Vec<Ino>,
+    /// Locks that its programs hold, which an earlier server gave them.
+    pub locks: Vec<(Ino, FileLock)>,
 }
 
 /// A fabric as one client has it.
@@ -286,6 +288,9 @@ impl<H: Host> Shared<H> {
         if hello.dir.len() + hello.source.len() > ABOUT_BYTES_MAX {
             return Err(Error::new(Kind::Invalid, "hello: names too long"));
         }
+        if hello.locks.len() > LOCKS_TOLD_MAX {
+            return Err(Error::new(Kind::Invalid, "hello: more locks than are told at once"));
+        }
         if hello.lent.len() > LENT_FILES_MAX {
             return Err(Error::new(Kind::Invalid, "hello: more copies than are lent"));
         }
@@ -294,7 +299,7 @@ impl<H: Host> Shared<H> {
         if let Some(session) = sessions.get(&hello.client).and_then(Weak::upgrade) {
             return Ok((session, false));
         }
-        let peer = Peer { pid, dir: hello.dir, source: hello.source, lent: hello.lent };
+        let peer = Peer { pid, dir: hello.dir, source: hello.source, lent: hello.lent, locks: hello.locks };
         let session = self.host.join(&peer, hello.claim)?;
         sessions.insert(hello.client, Arc::downgrade(&session));
         Ok((session, true))

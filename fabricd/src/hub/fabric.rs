@@ -193,7 +193,14 @@ impl Fabric for Session {
     }
 
     fn set_lock(&self, ino: Ino, lock: &FileLock, wait: Option<u64>) -> Result<LockAnswer> {
+        if !self.is_remote() && lock.kind.is_some() && self.hub.awaits_locks() {
+            return Ok(LockAnswer::Waiting);
+        }
         self.hub.locks.set(self.number, ino, lock, wait)
+    }
+
+    fn keep_lock(&self, ino: Ino, lock: &FileLock) -> Result<LockAnswer> {
+        self.hub.locks.set(self.number, ino, lock, None)
     }
 
     fn locks_held(&self, ino: Ino, owner: u64, flock: bool) -> Vec<FileLock> {

@@ -276,12 +276,21 @@ pub trait Fabric: Send + Sync {
 
     /// Take a lock in place of what its owner has there, or give it back. With the number of a request,
     /// one that is in the way is waited for: asking again, after [`Self::locks_changed`], answers
-    /// whether it still waits. Asking twice is as good as asking once.
+    /// whether it still waits. Asking twice is as good as asking once. Without one it is answered `Waiting` only when it is
+    /// not known yet what others hold.
     ///
     /// # Errors
     /// `Invalid`.
     fn set_lock(&self, _ino: Ino, _lock: &FileLock, _wait: Option<u64>) -> Result<LockAnswer> {
         Err(no_locks())
+    }
+
+    /// Take a lock again that an earlier process of this mount had.
+    ///
+    /// # Errors
+    /// As [`Self::set_lock`].
+    fn keep_lock(&self, ino: Ino, lock: &FileLock) -> Result<LockAnswer> {
+        self.set_lock(ino, lock, None)
     }
 
     /// What an owner holds of a file, for who keeps it over the end of this process. A fabric that is another process keeps

@@ -282,19 +282,21 @@ impl<F: Fabric + 'static> Requests<F> {
         reply: impl Reply<()>,
     ) {
         let Some(wanted) = lock.wanted() else { return reply(Err(libc::EINVAL)) };
-        if sleep && wanted.kind.is_some() {
+        if wanted.kind.is_some() {
             let fs = Arc::clone(&self.fs);
             let tell = move |answer| fs.acquire_from_others(node, answer, |answer| reply(locked(answer)));
             let deliver = Box::new(tell);
-            return self.fs.locks.wait(&*self.fs.fabric, (node, handle), wanted, from.waiter(), deliver);
+            return self.fs.locks.wait(
+                &*self.fs.fabric,
+                (node, handle),
+                (wanted, sleep),
+                from.waiter(),
+                deliver,
+            );
         }
-        if wanted.kind.is_none() {
-            // What fails is told at fsync or close; the lock goes all the same.
-            drop(self.fs.release_to_others(node));
-            return reply(locked(self.fs.locks.set(&*self.fs.fabric, node, handle, &wanted)));
-        }
-        let answer = self.fs.locks.set(&*self.fs.fabric, node, handle, &wanted);
-        self.fs.acquire_from_others(node, answer, |answer| reply(locked(answer)));
+        // What fails is told at fsync or close; the lock goes all the same.
+        drop(self.fs.release_to_others(node));
+        reply(locked(self.fs.locks.set(&*self.fs.fabric, node, handle, &wanted)));
     }
 
     pub(crate) fn release(&self, handle: u64) -> Answer<()> {
