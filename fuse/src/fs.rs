@@ -499,12 +499,6 @@ impl<F: Fabric> Fs<F> {
         }
     }
 
-    /// The handles of this file that may write.
-    pub(crate) fn writers_of(&self, ino: Ino) -> Vec<u64> {
-        let all = self.handles.files().into_iter();
-        all.filter(|(_, opened)| opened.ino == ino && opened.writes).map(|(number, _)| number).collect()
-    }
-
     /// Whether any handle is of this file.
     pub(crate) fn is_open(&self, ino: Ino) -> bool {
         self.handles.any_of(ino)

@@ -55,6 +55,12 @@ impl<F: Fabric> Fs<F> {
         Ok(())
     }
 
+    /// The handles of this file that may write.
+    pub(crate) fn writers_of(&self, ino: Ino) -> Vec<u64> {
+        let all = self.handles.files().into_iter();
+        all.filter(|(_, opened)| opened.ino == ino && opened.writes).map(|(number, _)| number).collect()
+    }
+
     /// It had lost its last name, and is in use where the kernel knows it.
     fn unlinked_before(&self, ino: Ino) {
         if !control::owns(ino) && self.known.unnamed(ino) {
