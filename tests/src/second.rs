@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::Pid;
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use crate::{Daemon, binary, is_mounted, wait_for};
@@ -119,6 +119,25 @@ pub fn process(daemon: &Daemon) -> Pid {
     let status: serde_json::Value = serde_json::from_slice(&text).expect("json");
     let pid = status["mounts"][1]["pid"].as_i64().expect("a process");
     Pid::from_raw(i32::try_from(pid).expect("a process")).expect("a process")
+}
+
+/// A process that does nothing until this is dropped: else a test that fails would wait for it for ever.
+#[derive(Debug)]
+pub struct Stopped(Pid);
+
+impl Stopped {
+    /// Stop it.
+    #[must_use]
+    pub fn new(process: Pid) -> Self {
+        kill_process(process, Signal::STOP).expect("stop");
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        kill_process(self.0, Signal::CONT).expect("continue");
+    }
 }
 
 /// Until the status names so many mounts.

@@ -10,7 +10,7 @@ use kos_tests::seal::{map, sealed, unseal};
 use kos_tests::{Daemon, Rng, wait_for};
 use memmap2::Mmap;
 use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use crate::second::*;
 
@@ -39,22 +39,6 @@ fn read_in_place(daemon: &Daemon, path: &Path, data: &[u8]) -> (File, Mmap) {
         in_place
     });
     found.expect("in place")
-}
-
-/// A process that does nothing until this is dropped: else a test that fails would wait for it for ever.
-struct Stopped(Pid);
-
-impl Stopped {
-    fn new(process: Pid) -> Self {
-        kill_process(process, Signal::STOP).expect("stop");
-        Self(process)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        kill_process(self.0, Signal::CONT).expect("continue");
-    }
 }
 
 #[test]

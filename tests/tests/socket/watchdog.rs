@@ -11,28 +11,12 @@ use std::time::Duration;
 
 use kos_tests::Daemon;
 use memmap2::{Mmap, MmapMut};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 
 use crate::second::*;
 
 const PAGE: usize = 4096;
 const FILES: usize = 12;
-
-/// Goes on when this is dropped.
-struct Stopped(Pid);
-
-impl Stopped {
-    fn new(process: Pid) -> Self {
-        kill_process(process, Signal::STOP).expect("stop");
-        Self(process)
-    }
-}
-
-impl Drop for Stopped {
-    fn drop(&mut self) {
-        kill_process(self.0, Signal::CONT).expect("continue");
-    }
-}
 
 fn map(path: &Path) -> Mmap {
     let file = File::open(path).expect("open");
