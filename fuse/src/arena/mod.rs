@@ -29,6 +29,8 @@ const MAGIC_AT: usize = 0;
 const NONCE_AT: usize = 1;
 /// When the session is over, unless it is renewed by then.
 const VALID_AT: usize = 2;
+/// How many processes have had it before.
+const PROCESS_AT: usize = 3;
 /// How far each table was ever in use.
 const USED_AT: usize = 8;
 /// What the session agreed on with the kernel.
@@ -110,7 +112,13 @@ impl Arena {
         if arena.word(MAGIC_AT).load(Ordering::Acquire) != MAGIC {
             return Err(other());
         }
+        arena.word(PROCESS_AT).fetch_add(1, Ordering::AcqRel);
         Ok(Arc::new(arena))
+    }
+
+    /// How many processes have had it before this one.
+    pub(crate) fn process(&self) -> u64 {
+        self.word(PROCESS_AT).load(Ordering::Acquire)
     }
 
     fn map(memory: OwnedFd) -> io::Result<Self> {

@@ -19,6 +19,9 @@ const WRITES: u64 = 1 << 40;
 /// No region's.
 const CONTROL: u64 = 1 << 41;
 
+/// Handles of one process have fewer bits.
+const PROCESS_BITS: u32 = 40;
+
 /// One open file description.
 #[derive(Debug, Clone)]
 pub(crate) enum Handle {
@@ -88,7 +91,8 @@ fn handle_of([_, ino, how, _, copy]: [u64; WORDS]) -> Handle {
 impl Handles {
     pub(crate) fn new(arena: &Arc<Arena>) -> Self {
         let slots = arena.handles();
-        let (mut all, mut left, mut last) = (HashMap::new(), HashMap::new(), 0);
+        // No number is used again, also not one whose release the kernel sends once more.
+        let (mut all, mut left, mut last) = (HashMap::new(), HashMap::new(), arena.process() << PROCESS_BITS);
         for (slot, words) in slots.taken() {
             let [number, _, _, request, _] = words;
             last = number.max(last);
@@ -175,12 +179,13 @@ mod tests {
         assert!(first.remove(gone).is_some());
         drop(first);
 
-        let next = Handles::new(&arena);
+        let memory = arena.memory().try_clone_to_owned().expect("clone");
+        let next = Handles::new(&Arena::adopt(memory).expect("adopt"));
         assert!(next.get(gone).is_none() && matches!(next.get(control), Some(Handle::Control(None))));
         let found = next.file(kept).expect("the file");
         assert_eq!((found.ino, found.way, found.writes), (Ino(7), Way::InPlace, true));
         assert_eq!((found.flags, found.copy), (opened.flags, 9));
-        assert_eq!(next.add(Handle::Control(None)), control + 1);
+        assert!(next.add(Handle::Control(None)) > 1 << PROCESS_BITS, "none is used again");
         assert!(next.any_of(Ino(7)) && !next.any_of(Ino(8)));
     }
 }
