@@ -86,17 +86,15 @@ impl Locks {
         }
     }
 
-    /// Give back.
-    pub(crate) fn set<F: Fabric>(
+    /// Give back what a lock of no kind says.
+    pub(crate) fn give_back<F: Fabric>(
         &self,
         fabric: &F,
-        ino: Ino,
-        handle: u64,
-        wanted: &FileLock,
+        (ino, handle): (Ino, u64),
+        what: &FileLock,
     ) -> Result<LockAnswer> {
-        self.note(ino, handle, wanted);
-        let answer = fabric.set_lock(ino, wanted, None);
-        self.record.keep(fabric, (ino, handle), wanted, &answer);
+        let answer = fabric.set_lock(ino, what, None);
+        self.record.keep(fabric, (ino, handle), what, &answer);
         answer
     }
 
@@ -180,9 +178,7 @@ impl Locks {
         let gone: Vec<Owner> = lock(&self.owners).extract_if(gone).collect();
         gone.into_iter().try_for_each(|(ino, owner, handle, flock)| {
             let all = FileLock { owner, kind: None, start: 0, end: u64::MAX, pid: 0, flock };
-            let answer = fabric.set_lock(ino, &all, None);
-            self.record.keep(fabric, (ino, handle), &all, &answer);
-            answer.map(drop)
+            self.give_back(fabric, (ino, handle), &all).map(drop)
         })
     }
 

@@ -236,11 +236,11 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     let mut watch = None;
     if let Some(leases) = &leases {
         fs.held.begin(leases);
-        watch = Some(Watch::start(&fs, Arc::clone(leases), noted)?);
+        watch = Some(Watch::start(&fs, Arc::clone(leases), Arc::clone(&noted))?);
     }
     if resumes {
         // Before any is read: what is being done would be asked again, too.
-        caches.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
+        session.ask_again().map_err(|e| Error::io("mount: requests of before", &e))?;
     }
     let was_gone = resumes && session.devices().iter().any(|device| is_over(device));
     let (alive, session_ended) = mpsc::channel();
@@ -253,7 +253,7 @@ fn mount_by<F: Fabric + 'static, S: Session<F>>(
     };
     thread::Builder::new().name("session".into()).spawn(serve).map_err(|e| Error::io("mount: thread", &e))?;
     if resumes {
-        fs.forget_leases_before(&*caches);
+        fs.forget_leases_before(&*noted);
     }
     let dev = fs::metadata(&options.dir).map_err(|e| Error::io("mount: stat", &e))?.dev();
     if !was_gone && let Err(e) = raise_readahead(dev) {

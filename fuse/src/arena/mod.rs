@@ -29,7 +29,7 @@ const MAGIC_AT: usize = 0;
 const NONCE_AT: usize = 1;
 /// When the session is over, unless it is renewed by then.
 const VALID_AT: usize = 2;
-/// How many processes have had it before.
+/// How often it was adopted, by whoever only watches the mount too.
 const PROCESS_AT: usize = 3;
 /// How far each table was ever in use.
 const USED_AT: usize = 8;
@@ -116,7 +116,7 @@ impl Arena {
         Ok(Arc::new(arena))
     }
 
-    /// How many processes have had it before this one.
+    /// A number that is larger for each process that has it.
     pub(crate) fn process(&self) -> u64 {
         self.word(PROCESS_AT).load(Ordering::Acquire)
     }

@@ -4,7 +4,6 @@ use kos_types::{Access, Fabric, Ino, Result};
 
 use super::Fs;
 use super::handles::Opened;
-use crate::control;
 use crate::seal::Backing;
 use crate::session::Caches;
 
@@ -24,7 +23,10 @@ impl<F: Fabric> Fs<F> {
         }
         self.locks.recover(&*self.fabric);
         for ino in self.fabric.unnamed()? {
-            self.unlinked_before(ino);
+            // It lost its last name, and is in use where the kernel knows it.
+            if self.known.unnamed(ino) {
+                self.files.abandon(ino);
+            }
         }
         kos_types::log!(
             "kos-fuse: taken over from the process before: {bytes} bytes to be flushed, {} open files, {} inodes",
@@ -61,13 +63,6 @@ impl<F: Fabric> Fs<F> {
         all.filter(|(_, opened)| opened.ino == ino && opened.writes).map(|(number, _)| number).collect()
     }
 
-    /// It had lost its last name, and is in use where the kernel knows it.
-    fn unlinked_before(&self, ino: Ino) {
-        if !control::owns(ino) && self.known.unnamed(ino) {
-            self.files.abandon(ino);
-        }
-    }
-
     /// The leases that an earlier process had are gone: what the kernel keeps under them goes too, and what is buffered is
     /// committed, before others can be given them. Requests are served meanwhile.
     pub(crate) fn forget_leases_before(&self, kernel: &dyn Caches) {
@@ -75,7 +70,6 @@ impl<F: Fabric> Fs<F> {
             return;
         }
         for ino in self.known.all() {
-            self.known.thrown_out(ino);
             if let Err(e) = kernel.drop_pages(ino) {
                 kos_types::log!("kos-fuse: inode {} may be read as it was: {e}", ino.0);
             }

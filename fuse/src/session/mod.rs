@@ -66,6 +66,14 @@ pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
         Err(io::Error::new(io::ErrorKind::Unsupported, what))
     }
 
+    /// Have what an earlier process did not answer asked again.
+    ///
+    /// # Errors
+    /// When the kernel could not.
+    fn ask_again(&self) -> io::Result<()> {
+        Ok(())
+    }
+
     /// The descriptors by which another process could go on; none where it could not.
     fn devices(&self) -> Vec<Arc<OwnedFd>> {
         Vec::new()
@@ -91,7 +99,7 @@ pub(crate) trait Session<F: Fabric>: Sized + Send + 'static {
     fn serve(self) -> io::Result<()>;
 }
 
-/// The kernel's caches of a mount, and its memory of what it asked. Whoever calls waits for requests to be served: it must not
+/// The kernel's caches of a mount. Whoever calls waits for requests to be served: it must not
 /// serve any itself, nor hold a lock that one of them may want.
 pub(crate) trait Caches: Send + Sync {
     /// Have the pages of a file written back and dropped. No error when the kernel knows none.
@@ -119,12 +127,4 @@ pub(crate) trait Caches: Send + Sync {
     /// # Errors
     /// When the kernel could not.
     fn enlarge(&self, file: Ino, size: u64) -> io::Result<()>;
-
-    /// Have what an earlier process did not answer asked again.
-    ///
-    /// # Errors
-    /// When the kernel could not.
-    fn ask_again(&self) -> io::Result<()> {
-        Ok(())
-    }
 }

@@ -14,7 +14,7 @@ use crate::session::protocol::notify;
 pub(super) struct Kernel(pub(super) Weak<Channels>);
 
 impl Kernel {
-    fn tell(&self, message: &[u8]) -> io::Result<()> {
+    pub(super) fn tell(&self, message: &[u8]) -> io::Result<()> {
         let Some(channels) = self.0.upgrade() else { return Ok(()) };
         match rustix::io::write(channels.first().device(), message) {
             // It has forgotten the inode.
@@ -31,10 +31,6 @@ impl Caches for Kernel {
 
     fn drop_attributes(&self, file: Ino) -> io::Result<()> {
         self.tell(&notify::inval_inode(file.0, -1, 0))
-    }
-
-    fn ask_again(&self) -> io::Result<()> {
-        self.tell(&notify::resend())
     }
 
     fn enlarge(&self, file: Ino, size: u64) -> io::Result<()> {

@@ -26,7 +26,7 @@ use self::pool::Pool;
 use self::ring::{Prepared, Refused, Ring, Shape, switch_on};
 use self::ringed::Ringed;
 use super::protocol::{
-    Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused as Unspoken, Wanted, agree, flag, opcode,
+    Agreed, HEADER_BYTES, Header, InitIn, OutHeader, Refused as Unspoken, Wanted, agree, flag, notify, opcode,
 };
 use super::requests::Requests;
 use super::{BACKGROUND_MAX, Caches, PAGE_BYTES, Session, WRITE_BYTES_MAX};
@@ -210,6 +210,10 @@ impl<F: Fabric + 'static, const RING: bool> Session<F> for Own<F, RING> {
         let pool = Arc::<Pool>::default();
         let dispatch = dispatch(fs, agreed, &channels, &pool);
         Ok(Self { dispatch, channels, pool, ring: None })
+    }
+
+    fn ask_again(&self) -> io::Result<()> {
+        caches::Kernel(Arc::downgrade(&self.channels)).tell(&notify::resend())
     }
 
     /// By a ring requests can be lost that come while its thread is being killed (ADR 96).

@@ -296,7 +296,7 @@ impl<F: Fabric + 'static> Requests<F> {
         }
         // What fails is told at fsync or close; the lock goes all the same.
         drop(self.fs.release_to_others(node));
-        reply(locked(self.fs.locks.set(&*self.fs.fabric, node, handle, &wanted)));
+        reply(locked(self.fs.locks.give_back(&*self.fs.fabric, (node, handle), &wanted)));
     }
 
     pub(crate) fn release(&self, handle: u64) -> Answer<()> {
